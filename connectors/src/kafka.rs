@@ -1,0 +1,356 @@
+//! Partitions of Kafka topics as a source; positions are the caller's, never the group's.
+//!
+//! Partitions are assigned by number, not by a consumer group, so a worker's share depends on
+//! nothing but its index. The group is told what has become durable, for lag monitoring only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::{ClientContext, Offset as KafkaOffset};
+
+use crate::files::Share;
+use crate::message::{Message, Offset, Polled, Source, SourceError};
+
+/// How long the brokers may take to answer at start.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many messages one turn delivers at most, so that epochs can close in between.
+const MESSAGES_A_TURN: usize = 10_000;
+
+/// How often librdkafka reports its statistics, in milliseconds.
+const STATISTICS_INTERVAL: &str = "1000";
+
+/// Which topics to read, and how to reach them.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// Properties of the client under librdkafka's names; `bootstrap.servers` must be among them.
+    pub properties: BTreeMap<String, String>,
+    /// The topics, by exact name.
+    pub topics: Vec<String>,
+}
+
+impl KafkaSettings {
+    fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        for (name, value) in &self.properties {
+            client.set(name, value);
+        }
+        client
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            // A position that the broker no longer has must be heard of, never jumped over.
+            .set("auto.offset.reset", "error")
+            .set("statistics.interval.ms", STATISTICS_INTERVAL);
+        client.set_log_level(RDKafkaLogLevel::Warning);
+        client
+    }
+
+    fn brokers(&self) -> &str {
+        self.properties
+            .get("bootstrap.servers")
+            .map_or("", String::as_str)
+    }
+}
+
+/// One worker's share of the topics' partitions.
+pub struct KafkaSource {
+    consumer: BaseConsumer<Watch>,
+    group: bool,
+    partitions: Vec<PartitionState>,
+    /// Partitions by topic and number.
+    places: HashMap<String, HashMap<i32, usize>>,
+    position: String,
+}
+
+struct PartitionState {
+    name: Arc<str>,
+    next_offset: i64,
+    moved: bool,
+    /// Where the partition ended when the source was opened.
+    end_at_start: i64,
+}
+
+/// What librdkafka reports from its own threads.
+#[derive(Default)]
+struct Watch {
+    ends: Mutex<HashMap<String, End>>,
+}
+
+/// The end of a partition, as of the last report.
+#[derive(Clone, Copy)]
+struct End {
+    high_offset: i64,
+    /// Where the consumer met the end; beyond the last message, if markers follow it.
+    met_at: i64,
+}
+
+impl Watch {
+    fn end(&self, partition: &str) -> Option<End> {
+        self.ends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(partition)
+            .copied()
+    }
+}
+
+impl ClientContext for Watch {
+    fn stats(&self, statistics: Statistics) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        for (topic, statistics) in &statistics.topics {
+            for (number, partition) in &statistics.partitions {
+                if partition.desired && partition.hi_offset >= 0 {
+                    let end = End {
+                        high_offset: partition.hi_offset,
+                        met_at: partition.eof_offset,
+                    };
+                    ends.insert(partition_name(topic, *number), end);
+                }
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka client reported an error");
+    }
+}
+
+impl ConsumerContext for Watch {}
+
+fn partition_name(topic: &str, number: i32) -> String {
+    format!("{topic}/{number}")
+}
+
+impl KafkaSource {
+    /// Opens this worker's share, from the given offsets on, or from the beginning of a partition
+    /// that has none.
+    ///
+    /// # Errors
+    /// If the brokers cannot be reached, a topic does not exist, or a property is not understood.
+    pub fn open(
+        settings: &KafkaSettings,
+        share: Share,
+        offsets: &HashMap<Arc<str>, i64>,
+    ) -> Result<Self, SourceError> {
+        let consumer: BaseConsumer<Watch> = settings
+            .client()
+            .create_with_context(Watch::default())
+            .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
+        let mut source = Self {
+            consumer,
+            group: settings.properties.contains_key("group.id"),
+            partitions: Vec::new(),
+            places: HashMap::new(),
+            position: String::new(),
+        };
+        let mut assignment = TopicPartitionList::new();
+        let mut index = 0;
+        for topic in &settings.topics {
+            for number in source.partition_numbers(topic, settings.brokers())? {
+                if index % share.workers == share.worker {
+                    source.assign(topic, number, offsets, &mut assignment)?;
+                }
+                index += 1;
+            }
+        }
+        let assigned = source.consumer.assign(&assignment);
+        assigned.map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
+        Ok(source)
+    }
+
+    fn partition_numbers(&self, topic: &str, brokers: &str) -> Result<Vec<i32>, SourceError> {
+        let metadata = self
+            .consumer
+            .fetch_metadata(Some(topic), START_TIMEOUT)
+            .map_err(|error| {
+                SourceError::Fatal(format!(
+                    "cannot reach the kafka brokers \"{brokers}\": {error}"
+                ))
+            })?;
+        let partitions = metadata.topics().iter().find(|found| found.name() == topic);
+        let mut numbers: Vec<_> = partitions
+            .iter()
+            .flat_map(|found| found.partitions())
+            .map(|found| found.id())
+            .collect();
+        numbers.sort_unstable();
+        if numbers.is_empty() {
+            return Err(SourceError::Fatal(format!(
+                "kafka topic \"{topic}\" does not exist on \"{brokers}\""
+            )));
+        }
+        Ok(numbers)
+    }
+
+    fn assign(
+        &mut self,
+        topic: &str,
+        number: i32,
+        offsets: &HashMap<Arc<str>, i64>,
+        assignment: &mut TopicPartitionList,
+    ) -> Result<(), SourceError> {
+        let name: Arc<str> = partition_name(topic, number).into();
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(topic, number, START_TIMEOUT)
+            .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
+        let next_offset = offsets.get(&name).copied().unwrap_or(low);
+        if next_offset < low || next_offset > high {
+            return Err(SourceError::Fatal(format!(
+                "kafka partition \"{name}\" holds offsets {low} to {high}, but the checkpoint \
+                 continues at {next_offset}; was the topic truncated or made anew? Start with empty \
+                 tables to read it from the beginning"
+            )));
+        }
+        assignment
+            .add_partition_offset(topic, number, KafkaOffset::Offset(next_offset))
+            .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
+        let place = self.partitions.len();
+        self.places
+            .entry(topic.to_owned())
+            .or_default()
+            .insert(number, place);
+        self.partitions.push(PartitionState {
+            name,
+            next_offset,
+            moved: false,
+            end_at_start: high,
+        });
+        Ok(())
+    }
+
+    /// Turns an error of the client into a decision.
+    fn fail(error: &KafkaError) -> SourceError {
+        let lasting = matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::SaslAuthenticationFailed
+                    | RDKafkaErrorCode::Fatal
+            )
+        );
+        if lasting {
+            SourceError::Fatal(format!("kafka: {error}"))
+        } else {
+            SourceError::Retry(format!("kafka: {error}"))
+        }
+    }
+}
+
+impl Source for KafkaSource {
+    fn poll(
+        &mut self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<Polled, SourceError> {
+        let mut wait = wait;
+        for _ in 0..MESSAGES_A_TURN {
+            let message = match self.consumer.poll(wait) {
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(_))) => continue,
+                Some(Err(error)) => return Err(Self::fail(&error)),
+                None => break,
+            };
+            wait = Duration::ZERO;
+            let place = self
+                .places
+                .get(message.topic())
+                .and_then(|t| t.get(&message.partition()));
+            let Some(partition) = place.and_then(|place| self.partitions.get_mut(*place)) else {
+                continue;
+            };
+            self.position.clear();
+            // Writing to a string cannot fail.
+            let _ = write!(self.position, "{}/{}", partition.name, message.offset());
+            partition.next_offset = message.offset() + 1;
+            partition.moved = true;
+            deliver(&Message {
+                key: message.key(),
+                value: message.payload(),
+                position: &self.position,
+            });
+        }
+        let watch = self.consumer.context();
+        let caught_up = |partition: &PartitionState| {
+            let end = partition.end_at_start;
+            partition.next_offset >= end
+                || watch
+                    .end(&partition.name)
+                    .is_some_and(|known| known.met_at >= end)
+        };
+        Ok(if self.partitions.iter().all(caught_up) {
+            Polled::CaughtUp
+        } else {
+            Polled::Some
+        })
+    }
+
+    fn moved(&mut self) -> Vec<Offset> {
+        let moved = self
+            .partitions
+            .iter_mut()
+            .filter(|partition| partition.moved);
+        moved
+            .map(|partition| {
+                partition.moved = false;
+                (Arc::clone(&partition.name), partition.next_offset)
+            })
+            .collect()
+    }
+
+    fn durable(&mut self, offsets: &[Offset]) {
+        if !self.group {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        for (name, next_offset) in offsets {
+            if let Some((topic, number)) = name.rsplit_once('/')
+                && let Ok(number) = number.parse()
+                && let Err(error) =
+                    list.add_partition_offset(topic, number, KafkaOffset::Offset(*next_offset))
+            {
+                tracing::debug!(partition = %name, %error, "cannot name an offset to the group");
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
+        {
+            // Only lag monitoring suffers; positions are kept elsewhere.
+            tracing::debug!(%error, "cannot commit the group's offsets");
+        }
+    }
+
+    fn lag(&self) -> Vec<Offset> {
+        let watch = self.consumer.context();
+        let lag = |partition: &PartitionState| {
+            let behind = match watch.end(&partition.name) {
+                Some(end) if end.met_at >= end.high_offset => 0,
+                Some(end) => end.high_offset - partition.next_offset,
+                None => partition.end_at_start - partition.next_offset,
+            };
+            (Arc::clone(&partition.name), behind.max(0))
+        };
+        self.partitions.iter().map(lag).collect()
+    }
+
+    fn replays(&self) -> bool {
+        false
+    }
+
+    fn holds(&self, _: &str) -> bool {
+        // Which partition a key hashes to is the producer's affair.
+        false
+    }
+}

@@ -1,0 +1,66 @@
+//! The one shape of all sources: messages with positions, read one after another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A message as the connector delivers it, valid until the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// The key: a Kafka message's key, or the file's path in its folder.
+    pub key: Option<&'a [u8]>,
+    /// The value; none says that the key's row is gone.
+    pub value: Option<&'a [u8]>,
+    /// Where the message came from: `topic/partition/offset`, or the file's path.
+    pub position: &'a str,
+}
+
+/// The next offset to read of a partition, which is named `topic/partition`.
+pub type Offset = (Arc<str>, i64);
+
+/// What came of one turn of a source.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Polled {
+    /// More may wait.
+    Some,
+    /// Everything that the source held a moment ago has been delivered.
+    CaughtUp,
+}
+
+/// A source of messages: each worker has one, which delivers that worker's share.
+pub trait Source: Send {
+    /// Delivers some messages, after waiting for the first no longer than `wait`.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    fn poll(
+        &mut self,
+        wait: Duration,
+        deliver: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<Polled, SourceError>;
+
+    /// The offsets that moved since the last call.
+    fn moved(&mut self) -> Vec<Offset>;
+
+    /// Hears which offsets have become durable, so that others can watch the lag.
+    fn durable(&mut self, offsets: &[Offset]);
+
+    /// How many messages of each partition wait in the source, as far as is known.
+    fn lag(&self) -> Vec<Offset>;
+
+    /// Whether the source tells its whole present state at start, instead of resuming at an offset.
+    fn replays(&self) -> bool;
+
+    /// Whether this share would deliver the row of this key, if there were one.
+    fn holds(&self, key: &str) -> bool;
+}
+
+/// Why a source cannot deliver.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It may work later: worth trying again.
+    #[error("{0}")]
+    Retry(String),
+    /// It will not work until someone changes something.
+    #[error("{0}")]
+    Fatal(String),
+}

@@ -1,0 +1,677 @@
+//! Who is mentioned in tweets, and with what sentiment: given, and as a model predicts it.
+//!
+//! ```text
+//!  tweets ─ upsert ─▶ bronze ─ explode ─▶ silver ─ score ─▶ gold ─ tally ─▶ mention_sentiment
+//!              │         │        │                  │         └─ tally ─▶ accuracy
+//!              │         │        │                  └─▶ scores
+//!              │         └─ tally │ ─▶ users
+//!              └────── rejects ◀──┘
+//! ```
+//!
+//! Every relation is what a batch program would compute from the source's present rows: when a row
+//! changes or goes, all that was derived from it is taken back, and nothing else is touched.
+
+pub mod date;
+pub mod mention;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+
+use differential_dataflow::AsCollection;
+use timely::dataflow::Scope;
+use timely::dataflow::operators::OkErr;
+
+use self::date::parse_date;
+use self::mention::MentionRule;
+use crate::change::{Collection, Diff, Epoch, Text};
+use crate::envelope::{Field, Message, SourceRow, optional_text, required_text};
+use crate::operators::score::{ScoredText, score};
+use crate::operators::tally::{Aggregate, Extent, tally};
+use crate::operators::upsert::{Revision, Upsert, upsert};
+use crate::ports::{Built, Environment, Ports, Score};
+use crate::record;
+use crate::record::{Confidence, Record, Timestamp};
+use crate::reject::{DECODE, Reject};
+
+// ---- rows, from bronze to gold -------------------------------------------------------------
+
+record! { "bronze";
+    /// A tweet as the source has it, strings as they came.
+    pub struct Bronze {
+        /// The source's key: the table's primary key, or the file's path.
+        key: Text,
+        /// The date as written.
+        date: Option<Text>,
+        /// Who tweeted.
+        user: Option<Text>,
+        /// The tweet.
+        text: Text,
+        /// The given label.
+        sentiment: Option<Text>,
+        /// Where the row came from: `topic/partition/offset`, or the file's path.
+        source_file: Text,
+        /// When it was read; kept across restarts.
+        processing_time: Timestamp,
+    }
+}
+
+record! { "silver";
+    /// One mention in one tweet.
+    pub struct Silver {
+        /// The tweet's key.
+        key: Text,
+        /// The date, understood.
+        timestamp: Timestamp,
+        /// Who is mentioned, as written.
+        mention: Text,
+        /// The tweet without its mentions.
+        cleaned_text: Text,
+        /// The given label.
+        sentiment: Option<Text>,
+    }
+}
+
+record! { "gold";
+    /// One mention in one tweet, with what the model says of the tweet.
+    pub struct Gold {
+        /// The tweet's key.
+        key: Text,
+        /// The date, understood.
+        timestamp: Timestamp,
+        /// Who is mentioned, as written.
+        mention: Text,
+        /// The tweet without its mentions.
+        cleaned_text: Text,
+        /// The given label.
+        sentiment: Option<Text>,
+        /// How sure the model is, out of 100.
+        predicted_score: Confidence,
+        /// The model's own label; empty without a model.
+        predicted_sentiment: Text,
+        /// The given label as a number: 0 negative, 1 positive, -1 otherwise.
+        sentiment_id: i64,
+        /// The model's label as such a number.
+        predicted_sentiment_id: i64,
+        /// The fingerprint of the model.
+        model: Text,
+    }
+}
+
+record! { "scores";
+    /// The model's answer for a text that some row of gold holds.
+    pub struct TextScore {
+        /// The text.
+        text: Text,
+        /// The fingerprint of the model.
+        model: Text,
+        /// The model's own label.
+        label: Text,
+        /// How sure the model is, out of 100.
+        confidence: Confidence,
+    }
+}
+
+record! { "mention_sentiment";
+    /// All that is said of one who is mentioned.
+    pub struct MentionSentiment {
+        /// Who is mentioned.
+        mention: Text,
+        /// The date of the first mention.
+        min_timestamp: Timestamp,
+        /// The date of the last mention.
+        max_timestamp: Timestamp,
+        /// Mentions given as negative.
+        negative: i64,
+        /// Mentions given as neutral.
+        neutral: i64,
+        /// Mentions given as positive.
+        positive: i64,
+        /// Mentions with a given label.
+        total: i64,
+        /// Mentions predicted as negative.
+        predicted_negative: i64,
+        /// Mentions predicted as neutral.
+        predicted_neutral: i64,
+        /// Mentions predicted as positive.
+        predicted_positive: i64,
+    }
+}
+
+record! { "accuracy";
+    /// One cell of the confusion matrix: how many rows of gold carry these two labels.
+    pub struct Accuracy {
+        /// The fingerprint of the model.
+        model: Text,
+        /// The given label.
+        given_label: Text,
+        /// The model's label.
+        predicted_label: Text,
+        /// How many rows carry both.
+        rows: i64,
+    }
+}
+
+record! { "users";
+    /// One who tweets.
+    pub struct User {
+        /// Who tweets.
+        user: Text,
+        /// How many tweets.
+        tweets: i64,
+        /// How many of them mention someone.
+        with_mention: i64,
+        /// How many mention no one.
+        without_mention: i64,
+    }
+}
+
+/// The relations of the pipeline, in the order of its flow.
+pub const RELATIONS: [&str; 8] = [
+    "bronze",
+    "silver",
+    "gold",
+    "scores",
+    "mention_sentiment",
+    "accuracy",
+    "users",
+    "rejects",
+];
+
+/// The relations with their columns.
+pub fn schemas() -> [(&'static str, SchemaRef); RELATIONS.len()] {
+    let [
+        bronze,
+        silver,
+        gold,
+        scores,
+        mention_sentiment,
+        accuracy,
+        users,
+        rejects,
+    ] = RELATIONS;
+    [
+        (bronze, Bronze::schema()),
+        (silver, Silver::schema()),
+        (gold, Gold::schema()),
+        (scores, TextScore::schema()),
+        (mention_sentiment, MentionSentiment::schema()),
+        (accuracy, Accuracy::schema()),
+        (users, User::schema()),
+        (rejects, Reject::schema()),
+    ]
+}
+
+// ---- from one row to the next --------------------------------------------------------------
+
+impl SourceRow for Arc<Bronze> {
+    const FIELDS: &'static [&'static str] = &["date", "user", "text", "sentiment"];
+
+    fn from_fields(key: Text, fields: &[Field<'_>], message: &Message<'_>) -> Result<Self, String> {
+        let [date, user, text, sentiment] = fields else {
+            return Err("expected four fields".to_owned());
+        };
+        Ok(Arc::new(Bronze {
+            key,
+            date: optional_text("date", date)?,
+            user: optional_text("user", user)?,
+            text: required_text("text", text)?,
+            sentiment: label_text(sentiment)?,
+            source_file: message.position.into(),
+            processing_time: message.received,
+        }))
+    }
+}
+
+impl Revision for Bronze {
+    fn same_as(&self, newer: &Self) -> bool {
+        let said = |row: &Self| {
+            (
+                row.text.clone(),
+                row.date.clone(),
+                row.user.clone(),
+                row.sentiment.clone(),
+            )
+        };
+        said(self) == said(newer)
+    }
+}
+
+/// A label as text; Sentiment140 gives it as a number.
+fn label_text(field: &Field<'_>) -> Result<Option<Text>, String> {
+    match field {
+        Field::Integer(number) => Ok(Some(number.to_string().into())),
+        field => optional_text("sentiment", field),
+    }
+}
+
+/// What the pipeline's user may set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What counts as a mention.
+    pub rule: MentionRule,
+    /// Whether mentions that differ only in case are counted together, in lower case.
+    pub fold_case: bool,
+}
+
+/// Returns a row for each mention in the tweet, in the order of the text.
+///
+/// # Errors
+/// A tweet whose date cannot be understood is rejected as a whole.
+pub fn mentions_of(tweet: &Bronze, rule: &MentionRule) -> Result<Vec<Arc<Silver>>, Reject> {
+    let date = tweet.date.as_deref().unwrap_or_default();
+    let timestamp = parse_date(date).map_err(|error| Reject {
+        position: tweet.source_file.clone(),
+        key: Some(tweet.key.clone()),
+        stage: SILVER.into(),
+        reason: format!("field \"date\": {error}").into(),
+        raw: date.as_bytes().into(),
+        first_seen: tweet.processing_time,
+    })?;
+    let mentions = rule.extract(&tweet.text);
+    if mentions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let cleaned_text: Text = mentions.cleaned().into();
+    let silver = |mention: &mention::Mention<'_>| {
+        Arc::new(Silver {
+            key: tweet.key.clone(),
+            timestamp: Timestamp(timestamp),
+            mention: mention.handle.into(),
+            cleaned_text: cleaned_text.clone(),
+            sentiment: tweet.sentiment.clone(),
+        })
+    };
+    Ok(mentions.iter().map(silver).collect())
+}
+
+/// The stage of rejects that reached bronze but not silver.
+const SILVER: &str = "silver";
+
+/// A label as counted: negative, neutral or positive, or `None` for any other.
+///
+/// ```
+/// use dataflows::pipelines::mentions::{Polarity, polarity};
+/// assert_eq!(polarity("Positive"), Some(Polarity::Positive));
+/// assert_eq!(polarity("0"), Some(Polarity::Negative)); // Sentiment140 writes 0, 2 and 4
+/// assert_eq!(polarity("angry"), None);
+/// ```
+pub fn polarity(label: &str) -> Option<Polarity> {
+    let is = |name: &str| label.eq_ignore_ascii_case(name);
+    match label {
+        "0" => Some(Polarity::Negative),
+        "2" => Some(Polarity::Neutral),
+        "4" => Some(Polarity::Positive),
+        _ if is("negative") => Some(Polarity::Negative),
+        _ if is("neutral") => Some(Polarity::Neutral),
+        _ if is("positive") => Some(Polarity::Positive),
+        _ => None,
+    }
+}
+
+/// What a label says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Polarity {
+    /// Against.
+    Negative,
+    /// Neither.
+    Neutral,
+    /// For.
+    Positive,
+}
+
+impl Polarity {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Negative => "negative",
+            Self::Neutral => "neutral",
+            Self::Positive => "positive",
+        }
+    }
+}
+
+fn sentiment_id(label: Option<&str>) -> i64 {
+    match label.and_then(polarity) {
+        Some(Polarity::Negative) => 0,
+        Some(Polarity::Positive) => 1,
+        Some(Polarity::Neutral) | None => -1,
+    }
+}
+
+fn gold(silver: &Silver, score: &Score, model: &Text) -> Arc<Gold> {
+    Arc::new(Gold {
+        key: silver.key.clone(),
+        timestamp: silver.timestamp,
+        mention: silver.mention.clone(),
+        cleaned_text: silver.cleaned_text.clone(),
+        sentiment: silver.sentiment.clone(),
+        predicted_score: score.confidence,
+        predicted_sentiment: score.label.clone(),
+        sentiment_id: sentiment_id(silver.sentiment.as_deref()),
+        predicted_sentiment_id: sentiment_id(Some(&score.label)),
+        model: model.clone(),
+    })
+}
+
+/// Counts by label.
+#[derive(Clone, Copy, Debug, Default)]
+struct Labels {
+    negative: i64,
+    neutral: i64,
+    positive: i64,
+}
+
+impl Labels {
+    fn add(&mut self, label: &str, diff: Diff) {
+        let diff = diff as i64;
+        match polarity(label) {
+            Some(Polarity::Negative) => self.negative += diff,
+            Some(Polarity::Neutral) => self.neutral += diff,
+            Some(Polarity::Positive) => self.positive += diff,
+            None => {}
+        }
+    }
+}
+
+/// The state of one mention: its row, and what the row is made of.
+#[derive(Default)]
+struct MentionTally {
+    timestamps: Extent<i64>,
+    given: Labels,
+    predicted: Labels,
+}
+
+impl Aggregate for MentionTally {
+    type Key = Text;
+    type Value = Arc<Gold>;
+    type Row = MentionSentiment;
+
+    fn add(&mut self, gold: Arc<Gold>, diff: Diff) {
+        self.timestamps.add(gold.timestamp.0, diff);
+        self.given
+            .add(gold.sentiment.as_deref().unwrap_or_default(), diff);
+        self.predicted.add(&gold.predicted_sentiment, diff);
+    }
+
+    fn row(&self, mention: &Text) -> Option<MentionSentiment> {
+        let given = self.given;
+        Some(MentionSentiment {
+            mention: mention.clone(),
+            min_timestamp: Timestamp(*self.timestamps.min()?),
+            max_timestamp: Timestamp(*self.timestamps.max()?),
+            negative: given.negative,
+            neutral: given.neutral,
+            positive: given.positive,
+            total: given.negative + given.neutral + given.positive,
+            predicted_negative: self.predicted.negative,
+            predicted_neutral: self.predicted.neutral,
+            predicted_positive: self.predicted.positive,
+        })
+    }
+}
+
+#[derive(Default)]
+struct AccuracyTally(i64);
+
+impl Aggregate for AccuracyTally {
+    type Key = (Text, Text, Text);
+    type Value = ();
+    type Row = Accuracy;
+
+    fn add(&mut self, (): (), diff: Diff) {
+        self.0 += diff as i64;
+    }
+
+    fn row(&self, (model, given, predicted): &Self::Key) -> Option<Accuracy> {
+        (self.0 != 0).then(|| Accuracy {
+            model: model.clone(),
+            given_label: given.clone(),
+            predicted_label: predicted.clone(),
+            rows: self.0,
+        })
+    }
+}
+
+#[derive(Default)]
+struct UserTally {
+    with_mention: i64,
+    without_mention: i64,
+}
+
+impl Aggregate for UserTally {
+    type Key = Text;
+    type Value = bool;
+    type Row = User;
+
+    fn add(&mut self, mentions_someone: bool, diff: Diff) {
+        if mentions_someone {
+            self.with_mention += diff as i64;
+        } else {
+            self.without_mention += diff as i64;
+        }
+    }
+
+    fn row(&self, user: &Text) -> Option<User> {
+        let tweets = self.with_mention + self.without_mention;
+        (tweets != 0).then(|| User {
+            user: user.clone(),
+            tweets,
+            with_mention: self.with_mention,
+            without_mention: self.without_mention,
+        })
+    }
+}
+
+// ---- the flow ------------------------------------------------------------------------------
+
+/// The source's name.
+const SOURCE: &str = "tweets";
+
+type Restored = Vec<Upsert<Result<Arc<Bronze>, Reject>>>;
+
+/// Builds the pipeline in this scope, on top of what the last checkpoint held.
+///
+/// # Errors
+/// If the tables of the last checkpoint cannot be read.
+pub fn build(
+    scope: Scope<'_, Epoch>,
+    environment: &mut dyn Environment,
+    settings: &Settings,
+) -> Result<Built, String> {
+    let mut ports = Ports::new(scope, environment);
+
+    let restored = restored_rows(&mut ports)?;
+    let stored_keys = stored_keys(&mut ports)?;
+    let tweets = ports.source(SOURCE, restored, stored_keys);
+    let (bronze, unreadable) = split(upsert(tweets, "Bronze"));
+
+    let rule = settings.rule.clone();
+    let exploded = bronze.clone().map(move |tweet| mentions_of(&tweet, &rule));
+    let (mentions, undated) = split(exploded);
+    let silver = mentions.flat_map(|mentions| mentions);
+
+    let (gold, scores) = predict(&mut ports, silver.clone())?;
+
+    let fold_case = settings.fold_case;
+    let mentioned = gold
+        .clone()
+        .map(move |gold| (mentioned(&gold, fold_case), gold));
+    let mention_sentiment = tally::<MentionTally>(mentioned, "MentionSentiment");
+    let accuracy = tally::<AccuracyTally>(gold.clone().flat_map(labels_of), "Accuracy");
+    let rule = settings.rule.clone();
+    let tweeted = bronze.clone().flat_map(move |tweet| tweeted(&tweet, &rule));
+    let users = tally::<UserTally>(tweeted, "Users");
+
+    ports.publish(bronze)?;
+    ports.publish(silver)?;
+    ports.publish(gold)?;
+    ports.publish(scores)?;
+    ports.publish(mention_sentiment)?;
+    ports.publish(accuracy)?;
+    ports.publish(users)?;
+    ports.publish_rejects(unreadable.concat(undated))?;
+    Ok(ports.finish())
+}
+
+/// The source's rows at the last checkpoint: those that could be used, and those that could not.
+fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
+    let bronze = ports.restored::<Arc<Bronze>>()?;
+    let rejects = ports
+        .restored::<Reject>()?
+        .into_iter()
+        .filter(|reject| *reject.stage == *DECODE);
+    let usable = bronze
+        .into_iter()
+        .map(|row| (row.key.clone(), Some(Ok(row))));
+    let unusable = rejects.map(|reject| (reject.source_key(), Some(Err(reject))));
+    Ok(usable.chain(unusable).collect())
+}
+
+/// The keys of all those rows, for a source that tells everything anew but not what has gone.
+fn stored_keys(ports: &mut Ports<'_, '_>) -> Result<HashSet<Text>, String> {
+    if !ports.replays(SOURCE) {
+        return Ok(HashSet::new());
+    }
+    let mut keys = ports.stored_keys(|row: &Bronze| Some(row.key.clone()))?;
+    keys.extend(
+        ports.stored_keys(|reject: &Reject| {
+            (*reject.stage == *DECODE).then(|| reject.source_key())
+        })?,
+    );
+    Ok(keys)
+}
+
+/// Splits a collection of results into the two collections of what they hold.
+fn split<'s, T, E>(results: Collection<'s, Result<T, E>>) -> (Collection<'s, T>, Collection<'s, E>)
+where
+    T: Clone + 'static,
+    E: Clone + 'static,
+{
+    let (oks, errors) = results.inner.ok_err(|(result, epoch, diff)| match result {
+        Ok(row) => Ok((row, epoch, diff)),
+        Err(error) => Err((error, epoch, diff)),
+    });
+    (oks.as_collection(), errors.as_collection())
+}
+
+type Predicted<'s> = (Collection<'s, Arc<Gold>>, Collection<'s, TextScore>);
+
+/// Gives each mention the model's score of its text; without a model, an empty one.
+fn predict<'s>(
+    ports: &mut Ports<'s, '_>,
+    silver: Collection<'s, Arc<Silver>>,
+) -> Result<Predicted<'s>, String> {
+    let Some(model) = ports.model("sentiment") else {
+        let none = Score {
+            label: "".into(),
+            confidence: Confidence::default(),
+        };
+        let no_model: Text = "".into();
+        let unscored = silver.map(move |row| gold(&row, &none, &no_model));
+        let no_scores = unscored.clone().flat_map(|_| None::<TextScore>);
+        return Ok((unscored, no_scores));
+    };
+    let fingerprint = model.fingerprint();
+    // Scores of another model are of no use; persisting will take them out of the table.
+    let restored = ports.restored::<TextScore>()?.into_iter();
+    let restored = restored
+        .filter(|row| row.model == fingerprint)
+        .map(known)
+        .collect();
+    let (scored, scores) = score(
+        silver,
+        |row: &Arc<Silver>| &row.cleaned_text,
+        model,
+        restored,
+    );
+    let model = fingerprint.clone();
+    let gold = scored.map(move |(row, score)| gold(&row, &score, &model));
+    let scores = scores.map(move |(text, score)| TextScore {
+        text,
+        model: fingerprint.clone(),
+        label: score.label,
+        confidence: score.confidence,
+    });
+    Ok((gold, scores))
+}
+
+fn known(row: TextScore) -> ScoredText {
+    (
+        row.text,
+        Score {
+            label: row.label,
+            confidence: row.confidence,
+        },
+    )
+}
+
+fn mentioned(gold: &Gold, fold_case: bool) -> Text {
+    if fold_case {
+        gold.mention.to_lowercase().into()
+    } else {
+        gold.mention.clone()
+    }
+}
+
+fn labels_of(gold: Arc<Gold>) -> Option<((Text, Text, Text), ())> {
+    let given = gold.sentiment.as_ref()?;
+    // Sentiment140's numbers are compared by what they mean.
+    let given = polarity(given).map_or_else(|| given.clone(), |given| given.name().into());
+    let predicted = !gold.predicted_sentiment.is_empty();
+    predicted.then(|| {
+        (
+            (gold.model.clone(), given, gold.predicted_sentiment.clone()),
+            (),
+        )
+    })
+}
+
+fn tweeted(tweet: &Bronze, rule: &MentionRule) -> Option<(Text, bool)> {
+    Some((tweet.user.clone()?, !rule.extract(&tweet.text).is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tweet(date: &str, text: &str) -> Bronze {
+        Bronze {
+            key: "7".into(),
+            date: Some(date.into()),
+            user: Some("ada".into()),
+            text: text.into(),
+            sentiment: Some("positive".into()),
+            source_file: "t/0/3".into(),
+            processing_time: Timestamp(11),
+        }
+    }
+
+    #[test]
+    fn a_tweet_yields_one_row_for_each_place_that_mentions() {
+        let tweet = tweet("Mon Apr 06 22:19:45 PDT 2009", "@bo and @cy and @bo again");
+        let rows = mentions_of(&tweet, &MentionRule::twitter()).unwrap();
+        let mentions: Vec<_> = rows.iter().map(|row| &*row.mention).collect();
+        assert_eq!(mentions, ["bo", "cy", "bo"]);
+        assert!(
+            rows.iter()
+                .all(|row| row.timestamp == Timestamp(1_239_081_585_000_000))
+        );
+        assert!(rows.iter().all(|row| &*row.cleaned_text == "and and again"));
+    }
+
+    #[test]
+    fn an_unreadable_date_rejects_the_tweet_and_says_why() {
+        let reject = mentions_of(&tweet("someday", "@bo"), &MentionRule::twitter()).unwrap_err();
+        assert_eq!(
+            (&*reject.position, reject.key.as_deref()),
+            ("t/0/3", Some("7"))
+        );
+        assert_eq!((&*reject.stage, &*reject.raw), ("silver", &b"someday"[..]));
+        assert!(
+            reject.reason.starts_with("field \"date\": "),
+            "{}",
+            reject.reason
+        );
+    }
+}

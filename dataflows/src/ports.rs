@@ -1,0 +1,624 @@
+//! What a pipeline may ask for, and what the program around it must provide.
+//!
+//! ```text
+//!            decoded epochs            texts            row batches           commits
+//!  Intake ─────────────────▶ Feed   ──────▶ Model    ──────────▶ Sink    ──────────▶ Committer
+//!  (ingest thread)         (worker)  ◀──────         ◀──────────           ◀──────────
+//!                                    scores           file names            done
+//! ```
+//!
+//! Nothing here blocks a worker: what takes time is asked for, and answers arrive through a
+//! [`Reply`], which wakes the operator that asked.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use differential_dataflow::ExchangeData;
+use differential_dataflow::operators::arrange::TraceAgent;
+use differential_dataflow::trace::implementations::ValSpine;
+use differential_dataflow::trace::{Cursor, TraceReader};
+use serde::{Deserialize, Serialize};
+use timely::dataflow::operators::generic::OperatorInfo;
+use timely::dataflow::operators::probe::Handle as Probe;
+use timely::dataflow::operators::vec::Input as _;
+use timely::dataflow::operators::{Concatenate, Probe as _};
+use timely::dataflow::{InputHandleVec, Scope, StreamVec};
+use timely::progress::frontier::AntichainRef;
+
+use crate::change::{Collection, Diff, Epoch, Text};
+use crate::envelope::{Decoded, Envelope, Message, SourceRow, decode};
+use crate::operators::checkpoint::{Change, Position, checkpoint};
+use crate::operators::persist::persist;
+use crate::operators::upsert::Upsert;
+use crate::record::Record;
+use crate::reject::Reject;
+
+/// Wakes the operator or worker that waits for an answer; callable from any thread.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// Where the answers to one operator's requests go.
+pub struct Reply<T> {
+    answers: Sender<T>,
+    waker: Waker,
+}
+
+impl<T> Clone for Reply<T> {
+    fn clone(&self) -> Self {
+        Self {
+            answers: self.answers.clone(),
+            waker: Arc::clone(&self.waker),
+        }
+    }
+}
+
+impl<T> Reply<T> {
+    /// Delivers an answer and wakes the operator. Without effect if the operator is gone.
+    pub fn send(&self, answer: T) {
+        // A worker that has stopped no longer waits: its answer has no reader, and is not needed.
+        let _ = self.answers.send(answer);
+        (self.waker)();
+    }
+}
+
+/// The answers of one kind that an operator waits for.
+pub(crate) struct Answers<T> {
+    reply: Reply<T>,
+    receiver: Receiver<T>,
+}
+
+impl<T> Answers<T> {
+    /// Answers that wake the operator of this scope and description.
+    pub(crate) fn new(scope: &Scope<'_, Epoch>, info: &OperatorInfo) -> Self {
+        let (answers, receiver) = mpsc::channel();
+        let activator = scope.worker().sync_activator_for(info.address.to_vec());
+        // An activation fails only when the worker is gone, and then no one waits.
+        let waker: Waker = Arc::new(move || {
+            let _ = activator.activate();
+        });
+        Self {
+            reply: Reply { answers, waker },
+            receiver,
+        }
+    }
+
+    /// Where to send answers.
+    pub(crate) fn reply(&self) -> Reply<T> {
+        self.reply.clone()
+    }
+
+    pub(crate) fn try_next(&self) -> Option<T> {
+        self.receiver.try_recv().ok()
+    }
+}
+
+/// A model's answer for one text.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Score {
+    /// The model's own label.
+    pub label: Text,
+    /// How sure the model is of it.
+    pub confidence: crate::record::Confidence,
+}
+
+/// Turns texts into labels, on threads of its own.
+pub trait Model {
+    /// The digest of the model's files, part of every score's identity.
+    fn fingerprint(&self) -> Text;
+
+    /// Scores the texts, in any order and any number of answers, each text exactly once.
+    fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>);
+}
+
+/// A file that a sink has written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The file's name, unique in its table for ever; none if no rows were left to write.
+    pub file: Option<Text>,
+    /// What the table's log must say about it, opaque to the dataflow.
+    pub actions: Vec<Text>,
+}
+
+/// One relation's table: the files of its last checkpoint, and ways to change them.
+///
+/// A write that fails is retried by the sink until it succeeds; the dataflow waits meanwhile.
+pub trait Sink {
+    /// The files that made up the table at the restored checkpoint, the same list on every worker.
+    fn files(&self) -> &[Text];
+
+    /// A file's rows, in the order of their row numbers.
+    ///
+    /// # Errors
+    /// If the file cannot be read; the message names it.
+    fn read(&self, file: &str) -> Result<Vec<RecordBatch>, String>;
+
+    /// Writes the rows to one new file, in order, so that row numbers are positions in the batch.
+    fn append(&mut self, rows: RecordBatch, reply: Reply<Written>);
+
+    /// Writes files anew, each without the rows of these numbers, sorted and distinct; answers in
+    /// the same order.
+    fn rewrite(&mut self, files: Vec<(Text, Vec<u32>)>, reply: Reply<Vec<Written>>);
+
+    /// Hears how many rows the table lacked and had too many of when it was compared at start.
+    fn compared(&mut self, missing: usize, surplus: usize);
+}
+
+/// All that changes durably between two checkpoints.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The epoch: the state includes every change at it or before, and nothing later.
+    pub epoch: Epoch,
+    /// What each table's log must say, by relation.
+    pub changes: Vec<Change>,
+    /// The positions that moved: what was read up to there is part of the state.
+    pub positions: Vec<Position>,
+}
+
+/// Commits checkpoints, one after another.
+pub trait Committer {
+    /// Makes the checkpoint durable, all of it or nothing; replies when it is.
+    fn commit(&mut self, checkpoint: Checkpoint, reply: Reply<()>);
+}
+
+/// Counts what passes a stage: insertions, then retractions, once a batch.
+pub type Observer = Box<dyn Fn(usize, usize)>;
+
+/// What stands behind the names that a pipeline asks for, on one worker.
+pub trait Environment {
+    /// The model of this name, or `None` if the pipeline runs without.
+    fn model(&mut self, name: &str) -> Option<Box<dyn Model>>;
+
+    /// The table of this relation, or `None` if it is not kept in one.
+    fn sink(&mut self, relation: &'static str, schema: SchemaRef) -> Option<Box<dyn Sink>>;
+
+    /// Whether the relation can be queried.
+    fn indexed(&self, relation: &'static str) -> bool;
+
+    /// Counts the rows that pass a stage.
+    fn observer(&mut self, stage: &'static str) -> Observer;
+
+    /// Counts a reject, by its stage and the kind of its reason.
+    fn rejected(&mut self) -> Box<dyn Fn(&str, String)>;
+
+    /// The committer, on the one worker that has it.
+    fn committer(&mut self) -> Option<Box<dyn Committer>>;
+
+    /// Milliseconds between checkpoints.
+    fn checkpoint_interval(&self) -> u64;
+
+    /// The epoch of the restored checkpoint; 0 if there was none.
+    fn restored_epoch(&self) -> Epoch;
+
+    /// How this source's messages say what changed.
+    fn envelope(&self, source: &str) -> Envelope;
+
+    /// Whether this source tells its whole present state at start.
+    fn replays(&self, source: &str) -> bool;
+}
+
+/// Everything a pipeline asks for by name while it is built, and what was gathered for the worker.
+pub struct Ports<'s, 'e> {
+    scope: Scope<'s, Epoch>,
+    environment: &'e mut dyn Environment,
+    changes: Vec<StreamVec<'s, Epoch, Change>>,
+    positions: Vec<StreamVec<'s, Epoch, Position>>,
+    built: Built,
+}
+
+/// A pipeline's dataflow as its worker holds it.
+#[derive(Default)]
+pub struct Built {
+    /// Sources by name, each with the end that an ingest thread fills.
+    pub intakes: Vec<(&'static str, Box<dyn Intake>)>,
+    /// The other ends, for the worker to empty.
+    pub feeds: Vec<Box<dyn Feed>>,
+    /// The relations that can be queried.
+    pub indexes: Vec<Box<dyn Index>>,
+    /// How far checkpoints have become durable; `None` if nothing is kept in tables.
+    pub checkpointed: Option<Probe<Epoch>>,
+    /// How far everything has been computed.
+    pub computed: Probe<Epoch>,
+}
+
+impl<'s, 'e> Ports<'s, 'e> {
+    /// Ports for a pipeline to be built in this scope.
+    pub fn new(scope: Scope<'s, Epoch>, environment: &'e mut dyn Environment) -> Self {
+        Self {
+            scope,
+            environment,
+            changes: Vec::new(),
+            positions: Vec::new(),
+            built: Built::default(),
+        }
+    }
+
+    /// The scope that the pipeline is built in.
+    pub fn scope(&self) -> Scope<'s, Epoch> {
+        self.scope
+    }
+
+    /// The named source's rows by key, after those that the last checkpoint held.
+    ///
+    /// `stored_keys` are the keys of all rows that the checkpoint held, on any worker; they matter
+    /// for a source that replays, which cannot tell of what went while no one looked.
+    pub fn source<R: SourceRow + ExchangeData>(
+        &mut self,
+        name: &'static str,
+        restored: Vec<Upsert<Result<R, Reject>>>,
+        stored_keys: HashSet<Text>,
+    ) -> StreamVec<'s, Epoch, Upsert<Result<R, Reject>>> {
+        let (sender, receiver) = mpsc::sync_channel(EPOCHS_IN_FLIGHT);
+        let envelope = self.environment.envelope(name);
+        let intake = DecodingIntake {
+            envelope,
+            open: Vec::new(),
+            unseen: stored_keys,
+            epochs: sender,
+        };
+        self.built.intakes.push((name, Box::new(intake)));
+        let (rows, row_stream) = self.scope.new_input();
+        let (positions, position_stream) = self.scope.new_input();
+        self.built.feeds.push(Box::new(ChannelFeed {
+            rows: Some(rows),
+            positions: Some(positions),
+            epochs: receiver,
+            restored,
+        }));
+        self.positions.push(position_stream);
+        row_stream
+    }
+
+    /// The named model.
+    pub fn model(&mut self, name: &str) -> Option<Box<dyn Model>> {
+        self.environment.model(name)
+    }
+
+    /// This worker's share of what the last checkpoint held of a relation.
+    ///
+    /// # Errors
+    /// If a file of the table cannot be read.
+    pub fn restored<D: Record>(&mut self) -> Result<Vec<D>, String> {
+        let Some(sink) = self.environment.sink(D::RELATION, D::schema()) else {
+            return Ok(Vec::new());
+        };
+        let mut rows = Vec::new();
+        for (_, file) in own_files(&*sink, &self.scope) {
+            for batch in sink.read(file)? {
+                rows.extend(D::from_batch(&batch).map_err(|error| format!("{file}: {error}"))?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Whether the named source tells its whole present state at start.
+    pub fn replays(&self, source: &str) -> bool {
+        self.environment.replays(source)
+    }
+
+    /// A key of every row that the last checkpoint held of a relation, on any worker.
+    ///
+    /// # Errors
+    /// If a file of the table cannot be read.
+    pub fn stored_keys<D: Record>(
+        &mut self,
+        key_of: impl Fn(&D) -> Option<Text>,
+    ) -> Result<HashSet<Text>, String> {
+        let Some(sink) = self.environment.sink(D::RELATION, D::schema()) else {
+            return Ok(HashSet::new());
+        };
+        let mut keys = HashSet::new();
+        for file in sink.files() {
+            for batch in sink.read(file)? {
+                let rows = D::from_batch(&batch).map_err(|error| format!("{file}: {error}"))?;
+                keys.extend(rows.iter().filter_map(&key_of));
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Publishes the relation of rejects, counted by reason as well.
+    ///
+    /// # Errors
+    /// If the table's files cannot be read.
+    pub fn publish_rejects(&mut self, rejects: Collection<'s, Reject>) -> Result<(), String> {
+        let rejected = self.environment.rejected();
+        let rejects = rejects.inspect(move |(reject, _, diff)| {
+            if *diff > 0 {
+                rejected(&reject.stage, reject.class());
+            }
+        });
+        self.publish(rejects)
+    }
+
+    /// Publishes a relation: counts its rows, keeps it in its table and makes it queryable.
+    ///
+    /// # Errors
+    /// If the table's files cannot be read.
+    pub fn publish<D: Record>(&mut self, rows: Collection<'s, D>) -> Result<(), String> {
+        let observer = self.environment.observer(D::RELATION);
+        let rows = rows.inspect_container(move |event| {
+            if let Ok((_, batch)) = event {
+                let retractions = batch.iter().filter(|(_, _, diff)| *diff < 0).count();
+                observer(batch.len() - retractions, retractions);
+            }
+        });
+        let rows = rows.probe_with(&self.built.computed);
+        if let Some(sink) = self.environment.sink(D::RELATION, D::schema()) {
+            let interval = self.environment.checkpoint_interval();
+            let restored = self.environment.restored_epoch();
+            let changes = persist(rows.clone(), sink, interval, restored)?;
+            self.changes.push(changes);
+        }
+        if self.environment.indexed(D::RELATION) {
+            self.index(rows);
+        }
+        Ok(())
+    }
+
+    fn index<D: Record>(&mut self, rows: Collection<'s, D>) {
+        let arranged = rows
+            .map(|row| (row.key(), row))
+            .arrange_by_key_named(D::RELATION);
+        let probe = Probe::new();
+        arranged.stream.probe_with(&probe);
+        self.built.indexes.push(Box::new(ArrangedIndex {
+            probe,
+            trace: arranged.trace,
+        }));
+    }
+
+    /// Ties all tables and positions into checkpoints; the last thing a pipeline's builder does.
+    pub fn finish(mut self) -> Built {
+        let kept = !self.changes.is_empty();
+        let changes = self.scope.concatenate(self.changes);
+        let positions = self.scope.concatenate(self.positions);
+        let committer = self.environment.committer();
+        let interval = self.environment.checkpoint_interval();
+        let probe = checkpoint(changes, positions, committer, interval);
+        self.built.checkpointed = kept.then_some(probe);
+        self.built
+    }
+}
+
+/// The files of a table that this worker reads at start, with their places in the list.
+pub(crate) fn own_files<'f>(
+    sink: &'f dyn Sink,
+    scope: &Scope<'_, Epoch>,
+) -> impl Iterator<Item = (usize, &'f Text)> {
+    let (worker, workers) = (scope.index(), scope.peers());
+    sink.files()
+        .iter()
+        .enumerate()
+        .skip(worker)
+        .step_by(workers)
+}
+
+/// How many closed epochs may wait between an ingest thread and its worker: enough to keep both
+/// busy, few enough that a backlog stays in the source.
+const EPOCHS_IN_FLIGHT: usize = 4;
+
+/// The worker is gone, so nothing more can be handed over.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed;
+
+/// The end of a source that an ingest thread fills, one epoch after another.
+pub trait Intake: Send {
+    /// Decodes a message into the open epoch.
+    fn push(&mut self, message: &Message<'_>);
+
+    /// Deletes the rows of the last checkpoint that a replaying source has not told of, of those
+    /// keys that it would have told of; call when it has told everything once.
+    fn sweep(&mut self, holds: &dyn Fn(&str) -> bool);
+
+    /// How many records the open epoch holds.
+    fn open_records(&self) -> usize;
+
+    /// Closes the open epoch, together with the positions that it moved; waits while the worker is
+    /// behind. Epochs must increase.
+    ///
+    /// # Errors
+    /// If the worker is gone.
+    fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed>;
+}
+
+struct EpochBatch<R> {
+    epoch: Epoch,
+    rows: Vec<Upsert<Result<R, Reject>>>,
+    positions: Vec<Position>,
+}
+
+struct DecodingIntake<R> {
+    envelope: Envelope,
+    open: Vec<Upsert<Result<R, Reject>>>,
+    /// Keys of the last checkpoint that the source has not told of yet.
+    unseen: HashSet<Text>,
+    epochs: SyncSender<EpochBatch<R>>,
+}
+
+impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
+    fn push(&mut self, message: &Message<'_>) {
+        if let Decoded::Change(key, state) = decode(self.envelope, message) {
+            if !self.unseen.is_empty() {
+                self.unseen.remove(&key);
+            }
+            self.open.push((key, state));
+        }
+    }
+
+    fn sweep(&mut self, holds: &dyn Fn(&str) -> bool) {
+        let gone = std::mem::take(&mut self.unseen)
+            .into_iter()
+            .filter(|key| holds(key));
+        self.open.extend(gone.map(|key| (key, None)));
+    }
+
+    fn open_records(&self) -> usize {
+        self.open.len()
+    }
+
+    fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed> {
+        let rows = std::mem::take(&mut self.open);
+        self.epochs
+            .send(EpochBatch {
+                epoch,
+                rows,
+                positions,
+            })
+            .map_err(|_| Closed)
+    }
+}
+
+/// What came of one turn of a [`Feed`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fed {
+    /// An epoch of this many records entered the dataflow.
+    Epoch(Epoch, usize),
+    /// Nothing waits.
+    Empty,
+    /// The source has ended, and the dataflow has been told.
+    Ended,
+}
+
+/// The end of a source that its worker empties.
+pub trait Feed {
+    /// Sends the restored rows at epoch 0; call once, before any epoch is fed.
+    fn restore(&mut self);
+
+    /// Feeds one closed epoch, if one waits.
+    fn feed(&mut self) -> Fed;
+
+    /// Ends the source: no epoch will follow.
+    fn end(&mut self);
+}
+
+struct ChannelFeed<R: SourceRow + ExchangeData> {
+    rows: Option<InputHandleVec<Epoch, Upsert<Result<R, Reject>>>>,
+    positions: Option<InputHandleVec<Epoch, Position>>,
+    epochs: Receiver<EpochBatch<R>>,
+    restored: Vec<Upsert<Result<R, Reject>>>,
+}
+
+impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {
+    fn restore(&mut self) {
+        if let Some(rows) = &mut self.rows {
+            rows.send_batch(&mut self.restored);
+            self.restored = Vec::new();
+            rows.advance_to(1);
+        }
+        if let Some(positions) = &mut self.positions {
+            positions.advance_to(1);
+        }
+    }
+
+    fn feed(&mut self) -> Fed {
+        let (Some(rows), Some(positions)) = (&mut self.rows, &mut self.positions) else {
+            return Fed::Ended;
+        };
+        match self.epochs.try_recv() {
+            Ok(mut batch) => {
+                let records = batch.rows.len();
+                rows.advance_to(batch.epoch);
+                rows.send_batch(&mut batch.rows);
+                rows.advance_to(batch.epoch + 1);
+                positions.advance_to(batch.epoch);
+                positions.send_batch(&mut batch.positions);
+                positions.advance_to(batch.epoch + 1);
+                Fed::Epoch(batch.epoch, records)
+            }
+            Err(TryRecvError::Empty) => Fed::Empty,
+            Err(TryRecvError::Disconnected) => {
+                self.end();
+                Fed::Ended
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.rows = None;
+        self.positions = None;
+    }
+}
+
+/// A relation's rows on one worker, readable at any epoch of a short past.
+pub trait Index {
+    /// The relation's name.
+    fn relation(&self) -> &'static str;
+
+    /// The relation's columns.
+    fn schema(&self) -> SchemaRef;
+
+    /// The first epoch that may still change; `None` once nothing can change any more.
+    fn frontier(&self) -> Option<Epoch>;
+
+    /// This worker's rows at the epoch, all or those of one key.
+    ///
+    /// # Errors
+    /// If the epoch is no longer readable because later ones have been merged into it.
+    fn read(&mut self, epoch: Epoch, key: Option<&str>) -> Result<RecordBatch, Compacted>;
+
+    /// Gives up the past before this epoch, so that memory follows what is live.
+    fn compact(&mut self, since: Epoch);
+}
+
+/// The epoch asked for has been merged into later ones.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Compacted;
+
+type RowTrace<D> = TraceAgent<ValSpine<Text, D, Epoch, Diff>>;
+
+struct ArrangedIndex<D: Record> {
+    probe: Probe<Epoch>,
+    trace: RowTrace<D>,
+}
+
+impl<D: Record> Index for ArrangedIndex<D> {
+    fn relation(&self) -> &'static str {
+        D::RELATION
+    }
+
+    fn schema(&self) -> SchemaRef {
+        D::schema()
+    }
+
+    fn frontier(&self) -> Option<Epoch> {
+        self.probe
+            .with_frontier(|frontier| frontier.first().copied())
+    }
+
+    fn read(&mut self, epoch: Epoch, key: Option<&str>) -> Result<RecordBatch, Compacted> {
+        if !self.trace.get_logical_compaction().less_equal(&epoch) {
+            return Err(Compacted);
+        }
+        let mut rows = Vec::new();
+        let (mut cursor, storage) = self.trace.cursor();
+        if let Some(key) = key {
+            cursor.seek_key(&storage, &key.into());
+        }
+        while let Some(found) = cursor.get_key(&storage) {
+            if key.is_some_and(|key| key != &**found) {
+                break;
+            }
+            while let Some(row) = cursor.get_val(&storage) {
+                let mut count: Diff = 0;
+                cursor.map_times(&storage, |at, diff| {
+                    if *at <= epoch {
+                        count += *diff
+                    }
+                });
+                rows.extend(std::iter::repeat_n(row, count.max(0) as usize).cloned());
+                cursor.step_val(&storage);
+            }
+            cursor.step_key(&storage);
+        }
+        Ok(D::to_batch(&rows))
+    }
+
+    fn compact(&mut self, since: Epoch) {
+        self.trace
+            .set_logical_compaction(AntichainRef::new(&[since]));
+        self.trace
+            .set_physical_compaction(AntichainRef::new(&[since]));
+    }
+}

@@ -1,0 +1,63 @@
+//! The files a model is made of: from a directory in Hugging Face's layout, or built in.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::ModelError;
+
+/// The contents of a model's files.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// Where they came from, for messages.
+    pub origin: String,
+    /// `model.onnx`: the weights and the graph.
+    pub graph: Cow<'static, [u8]>,
+    /// `tokenizer.json`: how texts become tokens.
+    pub tokenizer: Cow<'static, [u8]>,
+    /// `config.json`: what the labels are called.
+    pub config: Cow<'static, [u8]>,
+}
+
+impl ModelFiles {
+    /// The sentiment model that is part of the program.
+    pub fn built_in() -> Self {
+        Self {
+            origin: "built-in sentiment model".to_owned(),
+            graph: Cow::Borrowed(include_bytes!("../sentiment/model.onnx")),
+            tokenizer: Cow::Borrowed(include_bytes!("../sentiment/tokenizer.json")),
+            config: Cow::Borrowed(include_bytes!("../sentiment/config.json")),
+        }
+    }
+
+    /// The model in a directory.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read.
+    pub fn read(directory: &Path) -> Result<Self, ModelError> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            let refused =
+                |error| ModelError(format!("cannot read \"{}\": {error}", path.display()));
+            std::fs::read(&path).map(Cow::Owned).map_err(refused)
+        };
+        Ok(Self {
+            origin: directory.display().to_string(),
+            graph: read("model.onnx")?,
+            tokenizer: read("tokenizer.json")?,
+            config: read("config.json")?,
+        })
+    }
+
+    /// A digest of all files, in hexadecimal: two models that differ anywhere have different ones.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = Xxh3Default::new();
+        for file in [&self.graph, &self.tokenizer, &self.config] {
+            // The length keeps the end of one file apart from the start of the next.
+            hasher.update(&(file.len() as u64).to_le_bytes());
+            hasher.update(file);
+        }
+        format!("{:032x}", hasher.digest128())
+    }
+}

@@ -1,0 +1,36 @@
+//! Models that turn texts into labels, and the threads they run on.
+//!
+//! - [`files`]: where a model comes from: a directory, or the one that is built in.
+//! - [`onnx`]: a text classifier in ONNX with a Hugging Face tokenizer, run by tract.
+//! - [`pool`]: batches of equal length on threads of their own.
+//!
+//! A score is a function of its text alone: a batch holds texts of exactly one token count, without
+//! padding, in 32-bit floats, so a text gets the same score alone and in any company.
+
+pub mod files;
+pub mod onnx;
+pub mod pool;
+
+use std::sync::Arc;
+
+/// What a model says of one text.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Prediction {
+    /// The model's own label.
+    pub label: Arc<str>,
+    /// How sure it is, in parts per million.
+    pub confidence: u32,
+}
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ModelError(String);
+
+impl ModelError {
+    fn new(
+        what: impl std::fmt::Display,
+    ) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
+        move |error| Self(format!("{what}: {error}"))
+    }
+}

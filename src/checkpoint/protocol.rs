@@ -1,0 +1,175 @@
+//! What a manifest says, and what a restart has to do with what it finds; decisions only.
+//!
+//! 1. Data files are written; nothing refers to them yet.
+//! 2. The manifest appears, at once and whole, if there is none of its epoch. **This commits.**
+//! 3. Each table's log is told its part, in one version that carries the epoch.
+//!
+//! A crash before 2 leaves files that nothing refers to. A crash after 2 leaves tables that have not
+//! heard; [`recover`] finds them by the epoch that their logs carry, and they are told again.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The form of manifests that this program writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// One checkpoint: its epoch, where the sources continue, and what the tables' logs must say.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always [`FORMAT`].
+    pub format: u32,
+    /// The pipeline whose state this is.
+    pub pipeline: String,
+    /// The state includes every change at or before this epoch, and nothing later.
+    pub epoch: u64,
+    /// The next offset of every partition ever read, by `topic/partition`.
+    pub positions: BTreeMap<String, i64>,
+    /// What each changed table's log must say, in Delta's own words, by relation.
+    pub changes: BTreeMap<String, Vec<Box<RawValue>>>,
+}
+
+/// What is not as any run could have left it.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// A table carries a later epoch than the last manifest.
+    #[error(
+        "table \"{relation}\" holds the checkpoint of epoch {table}, but the last manifest is of \
+         {manifest}: manifests are missing from \"_assay/manifests\"; restore them, or use another \
+         folder for the tables"
+    )]
+    TableAhead {
+        /// The table's relation.
+        relation: String,
+        /// The epoch that its log carries.
+        table: i64,
+        /// The last manifest's epoch, or 0 if there is none.
+        manifest: u64,
+    },
+    /// The folder belongs to another pipeline.
+    #[error("the tables belong to pipeline \"{found}\", not \"{wanted}\"; use another folder")]
+    OtherPipeline {
+        /// Whose they are.
+        found: String,
+        /// Whose they should be.
+        wanted: String,
+    },
+    /// A later version of the program wrote the manifest.
+    #[error(
+        "the last manifest has format {0}, this program reads format {FORMAT}; use a newer one"
+    )]
+    Format(u32),
+}
+
+/// Returns the relations whose tables have not heard of the last manifest.
+///
+/// `applied` says for every table which epoch its log carries.
+///
+/// # Errors
+/// If tables and manifest cannot be of the same history.
+pub fn recover(
+    pipeline: &str,
+    last: Option<&Manifest>,
+    applied: &BTreeMap<String, Option<i64>>,
+) -> Result<Vec<String>, Refusal> {
+    if let Some(last) = last {
+        if last.format != FORMAT {
+            return Err(Refusal::Format(last.format));
+        }
+        if last.pipeline != pipeline {
+            let (found, wanted) = (last.pipeline.clone(), pipeline.to_owned());
+            return Err(Refusal::OtherPipeline { found, wanted });
+        }
+    }
+    let epoch = last.map_or(0, |manifest| manifest.epoch);
+    let mut behind = Vec::new();
+    for (relation, table) in applied {
+        let table = table.unwrap_or(0);
+        if table > epoch as i64 {
+            let relation = relation.clone();
+            return Err(Refusal::TableAhead {
+                relation,
+                table,
+                manifest: epoch,
+            });
+        }
+        let changed = last.is_some_and(|manifest| manifest.changes.contains_key(relation));
+        if changed && table < epoch as i64 {
+            behind.push(relation.clone());
+        }
+    }
+    Ok(behind)
+}
+
+/// The name under which a table's log carries the epochs of a pipeline.
+pub fn application(pipeline: &str, relation: &str) -> String {
+    format!("{pipeline}/{relation}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(epoch: u64, changed: &[&str]) -> Manifest {
+        Manifest {
+            format: FORMAT,
+            pipeline: "mentions".to_owned(),
+            epoch,
+            positions: BTreeMap::new(),
+            changes: changed
+                .iter()
+                .map(|name| (name.to_string(), Vec::new()))
+                .collect(),
+        }
+    }
+
+    fn applied(tables: &[(&str, Option<i64>)]) -> BTreeMap<String, Option<i64>> {
+        tables
+            .iter()
+            .map(|(name, epoch)| (name.to_string(), *epoch))
+            .collect()
+    }
+
+    #[test]
+    fn only_changed_tables_that_have_not_heard_are_told_again() {
+        let last = manifest(20, &["bronze", "silver"]);
+        let tables = applied(&[
+            ("bronze", Some(20)),
+            ("silver", Some(10)),
+            ("users", Some(10)),
+        ]);
+        assert_eq!(
+            recover("mentions", Some(&last), &tables),
+            Ok(vec!["silver".to_owned()])
+        );
+        let tables = applied(&[("bronze", None), ("silver", None)]);
+        assert_eq!(recover("mentions", Some(&last), &tables).unwrap().len(), 2);
+        assert_eq!(recover("mentions", None, &tables), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_table_ahead_of_its_manifests_is_refused() {
+        let tables = applied(&[("bronze", Some(30))]);
+        let refused = |last| {
+            matches!(
+                recover("mentions", last, &tables),
+                Err(Refusal::TableAhead { .. })
+            )
+        };
+        assert!(refused(None) && refused(Some(&manifest(20, &[]))));
+    }
+
+    #[test]
+    fn another_pipelines_or_programs_manifest_is_refused() {
+        let last = manifest(20, &[]);
+        let refusal = recover("songs", Some(&last), &applied(&[]));
+        assert!(matches!(refusal, Err(Refusal::OtherPipeline { .. })));
+        let last = Manifest { format: 2, ..last };
+        assert_eq!(
+            recover("mentions", Some(&last), &applied(&[])),
+            Err(Refusal::Format(2))
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! What the user typed.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::cluster::{self, RunError, Running};
+use crate::plan::{Mistakes, Overrides, Plan};
+use crate::progress::Display;
+use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, generate, query};
+
+/// Keeps scores and counts true while the data underneath them changes.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  assay demo                         an example to play with, nothing else needed
+  assay init mentions > assay.toml   a configuration with every default
+  assay run assay.toml               run it until ctrl-C
+  assay query 'select * from mention_sentiment order by total desc limit 10'"
+)]
+struct Cli {
+    /// Write logs as JSON, one object a line.
+    #[arg(long, global = true)]
+    log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a pipeline until ctrl-C or SIGTERM, which make a last checkpoint.
+    Run(Run),
+    /// Generate tweets into a folder, run the mentions pipeline on them, and stay for changes.
+    Demo(Demo),
+    /// Print a commented configuration with every default.
+    Init {
+        /// The pipeline.
+        #[arg(value_parser = ["mentions"])]
+        pipeline: String,
+    },
+    /// Ask a running Assay, in SQL.
+    Query(Query),
+    /// Make data to try a pipeline on.
+    #[command(subcommand)]
+    Generate(Generate),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay run assay.toml
+  assay run assay.toml --until-idle --workers 2
+  ASSAY__TABLES__PATH=/data/tables assay run assay.toml
+  assay run assay.toml --hosts hosts.txt --process 0     one process of several")]
+struct Run {
+    /// The configuration.
+    config: PathBuf,
+    /// End when the source has been read to its end and everything is durable.
+    #[arg(long)]
+    until_idle: bool,
+    /// Worker threads of this process.
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// This process's place in the file of hosts, from 0.
+    #[arg(long, value_name = "I", requires = "hosts")]
+    process: Option<usize>,
+    /// A file with the host and port of every process, one a line, the same for all of them.
+    #[arg(long, value_name = "FILE", requires = "process")]
+    hosts: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Demo {
+    /// The folder for tweets and tables; a new one if not given. One of an earlier demo goes on.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// End after the results have been printed.
+    #[arg(long)]
+    exit: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay query 'select count(*) from gold'
+  assay query --server http://127.0.0.1:9000 \"select * from users where \\\"user\\\" = 'ada'\"")]
+struct Query {
+    /// The query.
+    sql: String,
+    /// Where Assay answers.
+    #[arg(long, env = "ASSAY_SERVER", default_value = "http://127.0.0.1:8080")]
+    server: String,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Generate {
+    /// Tweets by invented people, equal for equal seeds.
+    Tweets(generate::Tweets),
+}
+
+/// Parses, runs, prints one error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.log_json);
+    end_on_panic();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("assay: {error:#}");
+            ExitCode::from(exit_code(&error) as u8)
+        }
+    }
+}
+
+/// Mistakes that the user can mend before starting again have a code of their own.
+fn exit_code(error: &anyhow::Error) -> i32 {
+    let of_the_start = match error.downcast_ref::<RunError>() {
+        Some(RunError::Start(_)) => false,
+        Some(_) => true,
+        None => {
+            error.is::<Mistakes>()
+                || error.is::<config::ConfigError>()
+                || error.is::<demo::Unusable>()
+        }
+    };
+    if of_the_start {
+        EXIT_USAGE
+    } else {
+        EXIT_FAILURE
+    }
+}
+
+fn start_logging(json: bool) {
+    // librdkafka and tract say much that matters to no one but their authors.
+    let filter = EnvFilter::try_from_env("ASSAY_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,assay=info,connectors=info"));
+    let colours = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false);
+    if json {
+        logs.json().init()
+    } else {
+        logs.init()
+    }
+}
+
+/// Ends the process at the first panic: a worker that is gone would leave the others waiting, and
+/// a process that lingers would serve what is no longer true.
+fn end_on_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        std::process::exit(EXIT_FAILURE);
+    }));
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(run) => run_pipeline(&run),
+        Command::Demo(demo) => demo::run(demo.dir, demo.exit),
+        Command::Init { .. } => {
+            print!("{}", config::TEMPLATE);
+            Ok(())
+        }
+        Command::Query(ask) => ask_server(&ask),
+        Command::Generate(Generate::Tweets(tweets)) => generate::run(&tweets),
+    }
+}
+
+fn run_pipeline(run: &Run) -> anyhow::Result<()> {
+    let overrides = Overrides {
+        workers: run.workers,
+        process: run.process.unwrap_or(0),
+        hosts: run.hosts.clone(),
+        until_idle: run.until_idle,
+    };
+    let plan = plan(&run.config, &overrides)?;
+    cluster::run(plan, follow)?;
+    Ok(())
+}
+
+/// Reads and checks a configuration.
+fn plan(file: &Path, overrides: &Overrides) -> anyhow::Result<Plan> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Mistakes::one(format!("cannot read \"{name}\": {error}")))?;
+    let settings = config::read(&name, &text, std::env::vars())?;
+    let folder = match file.parent() {
+        Some(parent) if parent != OsStr::new("") => parent,
+        _ => Path::new("."),
+    };
+    Ok(Plan::new(&settings, overrides, &name, &text, folder)?)
+}
+
+/// Shows progress for as long as the process lives.
+fn follow(running: Running) {
+    if let Some(address) = running.address {
+        tracing::info!("answering on http://{address}");
+    }
+    let mut display = Display::default();
+    loop {
+        running.show(&mut display);
+        std::thread::park_timeout(Display::INTERVAL);
+    }
+}
+
+fn ask_server(ask: &Query) -> anyhow::Result<()> {
+    let answer = query::client::ask(&ask.server, &ask.sql)
+        .with_context(|| format!("cannot ask {}", ask.server))?;
+    if let Some(error) = answer.get("error").and_then(|error| error.as_str()) {
+        bail!("{error}");
+    }
+    if ask.json {
+        println!("{answer}");
+    } else {
+        print!("{}", query::client::table(&answer));
+    }
+    Ok(())
+}

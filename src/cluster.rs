@@ -1,0 +1,200 @@
+//! Starts everything that the plan asks for, and ends it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use connectors::files::{FilesSource, Share};
+use connectors::kafka::KafkaSource;
+use connectors::message::SourceError;
+use dataflows::change::Epoch;
+use metrics_exporter_prometheus::PrometheusHandle;
+use models::ModelError;
+use timely::{CommunicationConfig, Config, WorkerConfig};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::checkpoint::store::StoreError;
+use crate::plan::{ClusterPlan, Plan, SourcePlan};
+use crate::query::http;
+use crate::query::peek::{Asks, Peeker, peeker};
+use crate::wire::Process;
+use crate::{Stop, metrics, worker};
+
+/// Why nothing runs.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The model cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The source is not there.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The tables cannot be used.
+    #[error(transparent)]
+    Tables(#[from] StoreError),
+    /// The server cannot listen.
+    #[error("{0}")]
+    Server(String),
+    /// The threads cannot be started.
+    #[error("cannot start: {0}")]
+    Start(String),
+}
+
+/// A pipeline that runs, as other threads of its process see it.
+#[derive(Clone)]
+pub struct Running {
+    /// Reads its relations.
+    pub peeker: Peeker,
+    /// Where it answers, if it does.
+    pub address: Option<std::net::SocketAddr>,
+    /// Whether the sources of this process have been read to their end, and at which epoch.
+    pub caught_up: watch::Receiver<Option<Epoch>>,
+    process: Arc<Process>,
+}
+
+impl Running {
+    /// Asks all processes to end, after a last checkpoint.
+    pub fn stop(&self) {
+        self.peeker.stop();
+    }
+
+    /// What is shown to people.
+    pub fn show(&self, display: &mut crate::progress::Display) {
+        display.show(self.process.progress(), self.process.scoring());
+    }
+
+    /// What is shown to people at the end.
+    pub fn finish(&self, display: &mut crate::progress::Display) {
+        display.finish(self.process.progress(), self.process.scoring());
+    }
+}
+
+/// Runs the plan to its end; `beside` is started on a thread of its own once everything stands.
+///
+/// # Errors
+/// If something is missing at the start. What fails later ends the process.
+pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<(), RunError> {
+    let failed = |error: std::io::Error| RunError::Start(error.to_string());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    check_source(&plan.source)?;
+    let stop = Arc::new(Stop::default());
+    let process = Arc::new(Process::new(
+        plan,
+        runtime.handle().clone(),
+        Arc::clone(&stop),
+    )?);
+    if process.plan().cluster.process == 0 {
+        // The first process finishes what a crash cut short, before the others look at the tables.
+        process.open_tables()?;
+    }
+    let metrics = metrics::install().map_err(|error| RunError::Start(error.to_string()))?;
+    let (peeker, asks) = peeker();
+    let address = serve(&runtime, &process, &peeker, metrics)?;
+    runtime.spawn(stop_on_signal(peeker.clone()));
+    let caught_up = process.watch_caught_up();
+    let running = Running {
+        peeker,
+        address,
+        caught_up,
+        process: Arc::clone(&process),
+    };
+    std::thread::spawn(move || beside(running));
+    run_workers(&process, asks)
+}
+
+/// Looks whether the source is there, so that a mistake is told before anything starts.
+fn check_source(source: &SourcePlan) -> Result<(), SourceError> {
+    // No worker has this place, so nothing is opened but the way there.
+    let nobody = Share {
+        worker: usize::MAX,
+        workers: usize::MAX,
+    };
+    match source {
+        SourcePlan::Files(folder) => FilesSource::open(folder, nobody).map(drop),
+        SourcePlan::Kafka(settings) => {
+            KafkaSource::open(settings, nobody, &Default::default()).map(drop)
+        }
+    }
+}
+
+fn serve(
+    runtime: &Runtime,
+    process: &Arc<Process>,
+    peeker: &Peeker,
+    metrics: PrometheusHandle,
+) -> Result<Option<std::net::SocketAddr>, RunError> {
+    let Some(address) = process.plan().listen else {
+        return Ok(None);
+    };
+    let listener = runtime
+        .block_on(http::bind(address))
+        .map_err(RunError::Server)?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| RunError::Server(error.to_string()))?;
+    runtime.spawn(http::serve(
+        listener,
+        peeker.clone(),
+        Arc::clone(process),
+        metrics,
+    ));
+    Ok(Some(address))
+}
+
+/// Asks everything to end at the first ctrl-C or SIGTERM; a second ctrl-C ends at once.
+async fn stop_on_signal(peeker: Peeker) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping after a last checkpoint");
+    peeker.stop();
+    if tokio::signal::ctrl_c().await.is_ok() {
+        std::process::exit(130);
+    }
+}
+
+fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
+    let cluster = process.plan().cluster.clone();
+    let asks = Mutex::new(Some(asks));
+    let process = Arc::clone(process);
+    let workers = timely::execute(configuration(&cluster), move |worker| {
+        // One worker of the process answers for it.
+        let first =
+            worker.index() == process.plan().cluster.process * process.plan().cluster.workers;
+        let asks = first
+            .then(|| asks.lock().unwrap_or_else(PoisonError::into_inner).take())
+            .flatten();
+        worker::run(worker, &process, asks);
+    });
+    let workers = workers.map_err(RunError::Start)?;
+    workers
+        .join()
+        .into_iter()
+        .try_for_each(|ended| ended.map_err(RunError::Start))
+}
+
+fn configuration(cluster: &ClusterPlan) -> Config {
+    let communication = match (cluster.hosts.as_slice(), cluster.workers) {
+        ([], 1) | ([_], 1) => CommunicationConfig::Thread,
+        ([], threads) | ([_], threads) => CommunicationConfig::Process(threads),
+        (hosts, threads) => CommunicationConfig::Cluster {
+            threads,
+            process: cluster.process,
+            addresses: hosts.to_vec(),
+            report: false,
+            zerocopy: false,
+        },
+    };
+    Config {
+        communication,
+        worker: WorkerConfig::default(),
+    }
+}

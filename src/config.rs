@@ -1,0 +1,377 @@
+//! What the user wrote: one file, and environment variables over it.
+//!
+//! Every key has a default, told in `mentions.toml` beside this file, which `assay init mentions`
+//! prints. Unknown keys are refused, with their line. A variable `ASSAY__TABLES__PATH` overrides the
+//! key `tables.path`; in the names of Kafka properties `_` stands for `.`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// The commented configuration with every default.
+pub const TEMPLATE: &str = include_str!("mentions.toml");
+
+const PREFIX: &str = "ASSAY__";
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The name of the pipeline.
+    pub pipeline: String,
+    /// Worker threads of this process.
+    pub workers: usize,
+    /// Milliseconds of an epoch.
+    pub tick_ms: u64,
+    /// Where rows come from.
+    pub source: SourceSettings,
+    /// What counts as a mention.
+    pub mentions: MentionsSettings,
+    /// What scores texts.
+    pub model: ModelSettings,
+    /// Where tables are kept.
+    pub tables: TablesSettings,
+    /// Where queries are answered.
+    pub server: ServerSettings,
+}
+
+/// Where rows come from.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SourceSettings {
+    /// Which of the sources below is read.
+    pub kind: SourceKind,
+    /// A folder of files.
+    pub files: FilesSettings,
+    /// Topics of a Kafka cluster.
+    pub kafka: KafkaSettings,
+}
+
+/// The kinds of sources.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// A folder of files.
+    #[default]
+    Files,
+    /// Topics of a Kafka cluster.
+    Kafka,
+}
+
+/// A folder of files.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilesSettings {
+    /// The folder.
+    pub path: PathBuf,
+}
+
+/// Topics of a Kafka cluster.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KafkaSettings {
+    /// The topics, by exact name.
+    pub topics: Vec<String>,
+    /// The client's properties, under librdkafka's names.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// What counts as a mention.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MentionsSettings {
+    /// A regular expression instead of Twitter's rule; empty for Twitter's rule.
+    pub pattern: String,
+    /// Whether mentions that differ only in case are counted together.
+    pub fold_case: bool,
+}
+
+/// What scores texts.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Whether texts are scored at all.
+    pub enabled: bool,
+    /// A model's directory; empty for the model that is built in.
+    pub directory: PathBuf,
+    /// Scoring threads; 0 for one a core.
+    pub threads: usize,
+}
+
+/// Where tables are kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TablesSettings {
+    /// Whether relations are kept in tables at all.
+    pub enabled: bool,
+    /// The folder of the tables.
+    pub path: PathBuf,
+    /// Seconds between checkpoints.
+    pub checkpoint_interval_s: u64,
+}
+
+/// Where queries are answered.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerSettings {
+    /// Whether queries are answered at all.
+    pub enabled: bool,
+    /// Address and port to listen on.
+    pub listen: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pipeline: "mentions".to_owned(),
+            workers: 1,
+            tick_ms: 100,
+            source: SourceSettings::default(),
+            mentions: MentionsSettings::default(),
+            model: ModelSettings::default(),
+            tables: TablesSettings::default(),
+            server: ServerSettings::default(),
+        }
+    }
+}
+
+impl Default for FilesSettings {
+    fn default() -> Self {
+        Self {
+            path: "tweets".into(),
+        }
+    }
+}
+
+impl Default for KafkaSettings {
+    fn default() -> Self {
+        let properties = [
+            ("bootstrap.servers", "127.0.0.1:9092"),
+            ("group.id", "assay"),
+        ];
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Self {
+            topics: vec!["tweets.public.tweets".to_owned()],
+            properties: properties.into_iter().map(owned).collect(),
+        }
+    }
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            directory: PathBuf::new(),
+            threads: 0,
+        }
+    }
+}
+
+impl Default for TablesSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: "tables".into(),
+            checkpoint_interval_s: 10,
+        }
+    }
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: "127.0.0.1:8080".to_owned(),
+        }
+    }
+}
+
+/// What cannot be read as a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not TOML, or has a key or value that is not understood.
+    #[error("{file}: {error}")]
+    File {
+        /// The file's name.
+        file: String,
+        /// What is wrong, with the line.
+        error: toml::de::Error,
+    },
+    /// A variable names no key, or its value does not suit.
+    #[error("environment variable {variable}: {message}")]
+    Variable {
+        /// The variable.
+        variable: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// Reads a configuration's text, and the variables that override it.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn read(
+    file: &str,
+    text: &str,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<Settings, ConfigError> {
+    let refused = |error| ConfigError::File {
+        file: file.to_owned(),
+        error,
+    };
+    let mut settings: Settings = toml::from_str(text).map_err(refused)?;
+    let mut table: Table = toml::from_str(text).map_err(refused)?;
+    for (variable, value) in variables {
+        let Some(path) = variable.strip_prefix(PREFIX) else {
+            continue;
+        };
+        let overridden = put(&mut table, &key_path(path), parse(&value))
+            .and_then(|()| Settings::deserialize(table.clone()).map_err(|error| error.to_string()));
+        settings = overridden.map_err(|message| ConfigError::Variable {
+            variable: variable.clone(),
+            message: message.trim().replace('\n', " "),
+        })?;
+    }
+    Ok(settings)
+}
+
+/// The keys that a variable's name leads through.
+fn key_path(name: &str) -> Vec<String> {
+    let mut path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
+    if let [section, kind, properties, property] = path.as_mut_slice()
+        && (section.as_str(), kind.as_str(), properties.as_str())
+            == ("source", "kafka", "properties")
+    {
+        *property = property.replace('_', ".");
+    }
+    path
+}
+
+/// A variable's value as TOML has it, or else as a plain string.
+fn parse(value: &str) -> Value {
+    let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok();
+    let parsed = parsed.and_then(|mut table| table.remove("value"));
+    parsed.unwrap_or_else(|| Value::String(value.to_owned()))
+}
+
+fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
+    match path {
+        [] => Err("names no key".to_owned()),
+        [key] => {
+            table.insert(key.clone(), value);
+            Ok(())
+        }
+        [section, rest @ ..] => {
+            let section = table
+                .entry(section.clone())
+                .or_insert_with(|| Value::Table(Table::new()));
+            let section = section
+                .as_table_mut()
+                .ok_or("leads through a key that is no section")?;
+            put(section, rest, value)
+        }
+    }
+}
+
+/// The line, from 1 on, on which the configuration sets a key, if it does.
+pub fn line_of(text: &str, key: &str) -> Option<usize> {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let mut here = "";
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[') {
+            here = header.split(']').next().unwrap_or_default().trim();
+        } else if let Some((found, _)) = line.split_once('=')
+            && here == section
+            && found.trim().trim_matches('"') == name
+        {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        read("x.toml", text, variables).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_template_tells_the_defaults() {
+        assert_eq!(read_with(TEMPLATE, &[]), Ok(Settings::default()));
+        let keys = toml::to_string(&Settings::default()).unwrap();
+        for key in keys
+            .lines()
+            .filter_map(|line| line.split_once(" = "))
+            .map(|(key, _)| key)
+        {
+            assert!(
+                TEMPLATE.contains(&format!("{key} = ")),
+                "the template lacks {key}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_shown_with_its_line() {
+        let error = read_with("workers = 2\n\n[tables]\npth = \"x\"\n", &[]).unwrap_err();
+        assert!(
+            error.contains("line 4") && error.contains("pth") && error.contains("path"),
+            "{error}"
+        );
+        let error = read_with("workers = \"two\"", &[]).unwrap_err();
+        assert!(
+            error.contains("line 1") && error.contains("workers"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn variables_override_every_kind_of_key() {
+        let settings = read_with(
+            "workers = 2",
+            &[
+                ("ASSAY__WORKERS", "3"),
+                ("ASSAY__TABLES__PATH", "/data/tables"),
+                ("ASSAY__SERVER__ENABLED", "false"),
+                ("ASSAY__SOURCE__KAFKA__TOPICS", "[\"a\", \"b\"]"),
+                ("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD", "secret"),
+                ("ASSAY_TEST_KAFKA", "ignored"),
+            ],
+        )
+        .unwrap();
+        assert_eq!((settings.workers, settings.server.enabled), (3, false));
+        assert_eq!(settings.tables.path, PathBuf::from("/data/tables"));
+        assert_eq!(settings.source.kafka.topics, ["a", "b"]);
+        assert_eq!(settings.source.kafka.properties["sasl.password"], "secret");
+    }
+
+    #[test]
+    fn a_variable_that_does_not_suit_is_named() {
+        let error = read_with("", &[("ASSAY__TABLES__PTH", "x")]).unwrap_err();
+        assert!(
+            error.starts_with("environment variable ASSAY__TABLES__PTH: "),
+            "{error}"
+        );
+        let error = read_with("", &[("ASSAY__WORKERS__X", "1")]).unwrap_err();
+        assert!(error.contains("ASSAY__WORKERS__X"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_found_by_section_and_name() {
+        let text = "path = 1\n[tables]\npath = 2\n[source.kafka]\ntopics = []\n";
+        assert_eq!(line_of(text, "tables.path"), Some(3));
+        assert_eq!(line_of(text, "source.kafka.topics"), Some(5));
+        assert_eq!(line_of(text, "path"), Some(1));
+        assert_eq!(line_of(text, "server.listen"), None);
+    }
+}

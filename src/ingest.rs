@@ -1,0 +1,236 @@
+//! A thread a source: poll, decode into the open epoch, close the epoch, hand it over.
+
+use std::sync::Arc;
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use connectors::message::{Polled, Source, SourceError};
+use dataflows::change::Epoch;
+use dataflows::envelope::Message;
+use dataflows::operators::checkpoint::Position;
+use dataflows::ports::{Closed, Intake};
+use dataflows::record::Timestamp;
+
+use crate::wire::Process;
+use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
+
+/// What an ingest thread is made of.
+pub struct Ingest {
+    /// The source's name in the pipeline.
+    pub name: &'static str,
+    /// The worker that it feeds.
+    pub worker: usize,
+    /// How many workers there are.
+    pub workers: usize,
+    /// Where decoded epochs go.
+    pub intake: Box<dyn Intake>,
+    /// Woken when an epoch has been closed.
+    pub worker_thread: Thread,
+    /// What the process shares.
+    pub process: Arc<Process>,
+}
+
+/// The longest pause between attempts at a source that fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often lag is told, and durable offsets are passed on.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Ingest {
+    /// Starts the thread.
+    pub fn start(self) -> JoinHandle<()> {
+        std::thread::spawn(move || {
+            let opened = self.process.open_source(self.worker, self.workers);
+            let source = opened.unwrap_or_else(|error| give_up(&error, EXIT_USAGE));
+            let clock = Clock::new(self.process.restored_epoch(), self.process.plan().tick_ms);
+            // A worker that is gone needs no more epochs.
+            let _ = Reader {
+                ingest: self,
+                source,
+                clock,
+                failures: Failures::default(),
+            }
+            .run();
+        })
+    }
+}
+
+struct Reader {
+    ingest: Ingest,
+    source: Box<dyn Source>,
+    clock: Clock,
+    failures: Failures,
+}
+
+impl Reader {
+    fn run(mut self) -> Result<(), Closed> {
+        let process = Arc::clone(&self.ingest.process);
+        let mut caught_up = false;
+        let mut next_report = Instant::now();
+        while !process.stop().requested() {
+            let was_caught_up = caught_up;
+            caught_up |= self.read_epoch();
+            if caught_up && !was_caught_up && self.source.replays() {
+                let source = &self.source;
+                self.ingest.intake.sweep(&|key| source.holds(key));
+            }
+            let epoch = self.close_epoch()?;
+            if caught_up && !was_caught_up {
+                process.caught_up(epoch);
+                if process.plan().until_idle {
+                    break;
+                }
+            }
+            if Instant::now() >= next_report {
+                next_report = Instant::now() + REPORT_INTERVAL;
+                self.report();
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until the tick is over or the epoch is full; returns whether the source has been read
+    /// to its end.
+    fn read_epoch(&mut self) -> bool {
+        let limit = self.ingest.process.records_an_epoch();
+        let mut caught_up = false;
+        loop {
+            let wait = self.clock.until_next_tick();
+            if wait.is_zero() || self.ingest.intake.open_records() >= limit {
+                return caught_up;
+            }
+            if let Some(pause) = self.failures.pause() {
+                std::thread::park_timeout(pause.min(wait));
+                continue;
+            }
+            let received = Timestamp(now_ms() as i64 * 1_000);
+            let intake = &mut self.ingest.intake;
+            let mut records = 0;
+            let polled = self.source.poll(wait, &mut |message| {
+                records += 1;
+                intake.push(&Message {
+                    key: message.key,
+                    value: message.value,
+                    position: message.position,
+                    received,
+                });
+            });
+            if records > 0 {
+                metrics::records(self.ingest.name, self.ingest.worker, records);
+                self.ingest.process.progress().records(records);
+            }
+            match polled {
+                Ok(polled) => {
+                    self.failures = Failures::default();
+                    caught_up |= polled == Polled::CaughtUp;
+                }
+                Err(SourceError::Retry(error)) => {
+                    metrics::source_failed(self.ingest.name);
+                    let pause = self.failures.add();
+                    tracing::warn!("{error}; trying again in {pause:?}");
+                }
+                Err(SourceError::Fatal(error)) => give_up(&error, EXIT_FAILURE),
+            }
+            // What was there has been read: show it now rather than at the tick's end.
+            if caught_up && self.ingest.process.plan().until_idle {
+                return true;
+            }
+        }
+    }
+
+    fn close_epoch(&mut self) -> Result<Epoch, Closed> {
+        let epoch = self.clock.next_epoch();
+        let moved = self.source.moved().into_iter();
+        let moved = moved.map(|(partition, next_offset)| Position {
+            partition,
+            next_offset,
+        });
+        self.ingest.intake.close(epoch, moved.collect())?;
+        self.ingest.worker_thread.unpark();
+        Ok(epoch)
+    }
+
+    fn report(&mut self) {
+        for (partition, waiting) in self.source.lag() {
+            metrics::source_lag(&partition, waiting);
+        }
+        // Any consumer may speak for the group, and one is enough.
+        if self.ingest.worker == 0
+            && let Some(durable) = self.ingest.process.take_durable()
+        {
+            self.source.durable(&durable);
+        }
+    }
+}
+
+/// Pauses between attempts that double until one succeeds.
+#[derive(Default)]
+struct Failures {
+    count: u32,
+    retry_at: Option<Instant>,
+}
+
+impl Failures {
+    fn add(&mut self) -> Duration {
+        let pause = Duration::from_millis(100) * 2_u32.pow(self.count.min(10));
+        let pause = pause.min(LONGEST_PAUSE);
+        self.count += 1;
+        self.retry_at = Some(Instant::now() + pause);
+        pause
+    }
+
+    /// How long to wait before the next attempt, if at all.
+    fn pause(&self) -> Option<Duration> {
+        let left = self.retry_at?.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+/// Stamps epochs: the wall clock rounded down to the tick, and always later than the last.
+struct Clock {
+    tick_ms: u64,
+    last: Epoch,
+    next_tick: Instant,
+}
+
+impl Clock {
+    fn new(restored: Epoch, tick_ms: u64) -> Self {
+        Self {
+            tick_ms,
+            last: restored,
+            next_tick: Instant::now() + Duration::from_millis(tick_ms),
+        }
+    }
+
+    fn until_next_tick(&self) -> Duration {
+        self.next_tick.saturating_duration_since(Instant::now())
+    }
+
+    fn next_epoch(&mut self) -> Epoch {
+        let now = now_ms();
+        self.last = (now - now % self.tick_ms).max(self.last + 1);
+        if self.until_next_tick().is_zero() {
+            self.next_tick = Instant::now() + Duration::from_millis(self.tick_ms);
+        }
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_increase_even_past_the_clock() {
+        let ahead = now_ms() + 60_000;
+        let mut clock = Clock::new(ahead, 100);
+        assert_eq!(
+            (clock.next_epoch(), clock.next_epoch()),
+            (ahead + 1, ahead + 2)
+        );
+        let mut clock = Clock::new(0, 100);
+        let first = clock.next_epoch();
+        assert_eq!(first % 100, 0);
+        assert!(clock.next_epoch() > first);
+    }
+}

@@ -1,0 +1,200 @@
+//! Every metric's name, unit and help, once; and the functions that move them.
+//!
+//! Prometheus' rules: base units, `_total` for counters, one name for a thing with labels for the
+//! differences. Counters move once a batch.
+
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+const RECORDS: &str = "assay_source_records_total";
+const SOURCE_RETRIES: &str = "assay_source_retries_total";
+const SOURCE_LAG: &str = "assay_source_lag_records";
+const ROWS: &str = "assay_rows_total";
+const REJECTS: &str = "assay_rejects_total";
+const EPOCH_LAG: &str = "assay_epoch_lag_seconds";
+const SCORED: &str = "assay_scored_texts_total";
+const WAITING: &str = "assay_waiting_texts";
+const INFERENCE: &str = "assay_inference_seconds";
+const CHECKPOINT: &str = "assay_checkpoint_seconds";
+const CHECKPOINT_BYTES: &str = "assay_checkpoint_bytes_total";
+const CHECKPOINT_EPOCH: &str = "assay_checkpoint_timestamp_seconds";
+const STORAGE_RETRIES: &str = "assay_storage_retries_total";
+const COMPARED: &str = "assay_table_differences_total";
+const MEMORY: &str = "process_resident_memory_bytes";
+
+/// Bounds of the checkpoint histogram, in seconds.
+const CHECKPOINT_BUCKETS: [f64; 10] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+
+/// Bounds of the histogram of inference, in seconds a batch.
+const INFERENCE_BUCKETS: [f64; 8] = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+
+/// Starts counting; the handle renders what has been counted.
+///
+/// # Errors
+/// If the process counts already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(CHECKPOINT.to_owned()), &CHECKPOINT_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(INFERENCE.to_owned()), &INFERENCE_BUCKETS)?
+        .install_recorder()?;
+    describe_counter!(
+        RECORDS,
+        Unit::Count,
+        "Messages read from a source, by worker."
+    );
+    describe_counter!(
+        SOURCE_RETRIES,
+        Unit::Count,
+        "Failed attempts to read a source."
+    );
+    describe_gauge!(
+        SOURCE_LAG,
+        Unit::Count,
+        "Messages that wait in a source, by partition."
+    );
+    describe_counter!(
+        ROWS,
+        Unit::Count,
+        "Rows added to or taken from a relation, by worker."
+    );
+    describe_counter!(
+        REJECTS,
+        Unit::Count,
+        "Rows and messages that could not be used, by stage and reason."
+    );
+    describe_gauge!(
+        EPOCH_LAG,
+        Unit::Seconds,
+        "How far a relation is behind the clock."
+    );
+    describe_counter!(SCORED, Unit::Count, "Texts scored by the model.");
+    describe_gauge!(WAITING, Unit::Count, "Texts that wait for the model.");
+    describe_histogram!(
+        INFERENCE,
+        Unit::Seconds,
+        "Thread time that the model takes for a batch."
+    );
+    describe_histogram!(CHECKPOINT, Unit::Seconds, "Time to commit a checkpoint.");
+    describe_counter!(
+        CHECKPOINT_BYTES,
+        Unit::Bytes,
+        "Bytes of data files written for checkpoints."
+    );
+    describe_gauge!(
+        CHECKPOINT_EPOCH,
+        Unit::Seconds,
+        "The epoch of the last checkpoint."
+    );
+    describe_counter!(
+        STORAGE_RETRIES,
+        Unit::Count,
+        "Failed attempts to write tables or manifests."
+    );
+    describe_counter!(
+        COMPARED,
+        Unit::Count,
+        "Rows in which a table differed from its relation at start."
+    );
+    describe_gauge!(MEMORY, Unit::Bytes, "Memory in use.");
+    Ok(handle)
+}
+
+/// Messages read.
+pub fn records(source: &'static str, worker: usize, count: usize) {
+    counter!(RECORDS, "source" => source, "worker" => worker.to_string()).increment(count as u64);
+}
+
+/// A source failed and will be tried again.
+pub fn source_failed(source: &'static str) {
+    counter!(SOURCE_RETRIES, "source" => source).increment(1);
+}
+
+/// Messages that wait.
+pub fn source_lag(partition: &str, waiting: i64) {
+    gauge!(SOURCE_LAG, "partition" => partition.to_owned()).set(waiting as f64);
+}
+
+/// Counts the rows of one relation on one worker.
+pub struct RowCounters {
+    inserted: metrics::Counter,
+    retracted: metrics::Counter,
+}
+
+impl RowCounters {
+    /// The counters of a relation on a worker.
+    pub fn new(relation: &'static str, worker: usize) -> Self {
+        let counter = |change: &'static str| counter!(ROWS, "relation" => relation, "worker" => worker.to_string(), "change" => change);
+        Self {
+            inserted: counter("insert"),
+            retracted: counter("retract"),
+        }
+    }
+
+    /// Counts a batch.
+    pub fn add(&self, inserted: usize, retracted: usize) {
+        self.inserted.increment(inserted as u64);
+        self.retracted.increment(retracted as u64);
+    }
+}
+
+/// A row or message could not be used; the reason without what differs from row to row.
+pub fn rejected(stage: &str, reason: String) {
+    counter!(REJECTS, "stage" => stage.to_owned(), "reason" => reason).increment(1);
+}
+
+/// How far a relation is behind the clock.
+pub fn epoch_lag(relation: &'static str, lag: Duration) {
+    gauge!(EPOCH_LAG, "relation" => relation).set(lag.as_secs_f64());
+}
+
+/// A batch of texts went through the model.
+pub fn inference(texts: usize, took: Duration) {
+    counter!(SCORED).increment(texts as u64);
+    histogram!(INFERENCE).record(took.as_secs_f64());
+}
+
+/// Texts that wait for the model.
+pub fn waiting_texts(waiting: u64) {
+    gauge!(WAITING).set(waiting as f64);
+}
+
+/// A checkpoint was committed.
+pub fn checkpoint(took: Duration, epoch: u64) {
+    histogram!(CHECKPOINT).record(took.as_secs_f64());
+    gauge!(CHECKPOINT_EPOCH).set(epoch as f64 / 1_000.0);
+}
+
+/// A data file was written.
+pub fn data_file(bytes: u64) {
+    counter!(CHECKPOINT_BYTES).increment(bytes);
+}
+
+/// A write failed and will be tried again.
+pub fn storage_failed() {
+    counter!(STORAGE_RETRIES).increment(1);
+}
+
+/// A table differed from its relation at start.
+pub fn compared(relation: &str, missing: usize, surplus: usize) {
+    let differing = |kind: &'static str, count: usize| {
+        counter!(COMPARED, "relation" => relation.to_owned(), "difference" => kind)
+            .increment(count as u64);
+    };
+    differing("missing", missing);
+    differing("surplus", surplus);
+}
+
+/// Reads the memory in use, where the system tells it.
+pub fn memory() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+        pages.split(' ').nth(1)?.parse::<f64>().ok()
+    };
+    if let Some(pages) = resident() {
+        gauge!(MEMORY).set(pages * 4_096.0);
+    }
+}

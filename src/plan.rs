@@ -1,0 +1,364 @@
+//! What will run: the settings checked as a whole, before anything starts.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use connectors::kafka::KafkaSettings;
+use dataflows::pipelines::mentions;
+use dataflows::pipelines::mentions::mention::MentionRule;
+
+use crate::config::{Settings, SourceKind, line_of};
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The name of the pipeline.
+    pub pipeline: String,
+    /// Milliseconds of an epoch.
+    pub tick_ms: u64,
+    /// Where rows come from.
+    pub source: SourcePlan,
+    /// What the pipeline's user may set.
+    pub mentions: mentions::Settings,
+    /// What scores texts, or `None` to score none.
+    pub model: Option<ModelPlan>,
+    /// Where tables are kept, or `None` to keep none.
+    pub tables: Option<PathBuf>,
+    /// Milliseconds between checkpoints.
+    pub checkpoint_interval_ms: u64,
+    /// Where queries are answered, or `None` to answer none.
+    pub listen: Option<SocketAddr>,
+    /// The processes and workers.
+    pub cluster: ClusterPlan,
+    /// Whether to end when the source has been read to its end.
+    pub until_idle: bool,
+}
+
+/// Where rows come from.
+#[derive(Clone, Debug)]
+pub enum SourcePlan {
+    /// A folder of files.
+    Files(PathBuf),
+    /// Topics of a Kafka cluster.
+    Kafka(KafkaSettings),
+}
+
+/// What scores texts.
+#[derive(Clone, Debug)]
+pub struct ModelPlan {
+    /// A model's directory, or `None` for the model that is built in.
+    pub directory: Option<PathBuf>,
+    /// Scoring threads.
+    pub threads: usize,
+}
+
+/// The processes of a cluster and their workers.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterPlan {
+    /// Worker threads of each process.
+    pub workers: usize,
+    /// This process's place in `hosts`.
+    pub process: usize,
+    /// The address of every process; empty for a single one.
+    pub hosts: Vec<String>,
+}
+
+/// How the command line changes the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Worker threads, if given.
+    pub workers: Option<usize>,
+    /// This process's place in the file of hosts.
+    pub process: usize,
+    /// A file with the address of every process, one a line.
+    pub hosts: Option<PathBuf>,
+    /// Whether to end when the source has been read to its end.
+    pub until_idle: bool,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Mistakes(Vec<String>);
+
+impl Mistakes {
+    /// A single mistake, of something that comes before the configuration's keys.
+    pub fn one(mistake: String) -> Self {
+        Self(vec![mistake])
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "the configuration cannot be used")?;
+        self.0
+            .iter()
+            .try_for_each(|mistake| write!(formatter, "\n  - {mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Gathers mistakes, each with the key and its line.
+struct Check<'a> {
+    file: &'a str,
+    text: &'a str,
+    mistakes: Vec<String>,
+}
+
+impl Check<'_> {
+    fn mistake(&mut self, key: &str, message: impl fmt::Display) {
+        let place = match line_of(self.text, key) {
+            Some(line) => format!("{}:{line}: ", self.file),
+            None => String::new(),
+        };
+        self.mistakes.push(format!("{place}{key}: {message}"));
+    }
+
+    fn require(&mut self, holds: bool, key: &str, message: impl fmt::Display) {
+        if !holds {
+            self.mistake(key, message);
+        }
+    }
+}
+
+impl Plan {
+    /// Checks the settings, which came from this file and text; relative paths start at `folder`.
+    ///
+    /// # Errors
+    /// Tells all mistakes at once.
+    pub fn new(
+        settings: &Settings,
+        overrides: &Overrides,
+        file: &str,
+        text: &str,
+        folder: &Path,
+    ) -> Result<Self, Mistakes> {
+        let mut check = Check {
+            file,
+            text,
+            mistakes: Vec::new(),
+        };
+        check.require(
+            settings.pipeline == "mentions",
+            "pipeline",
+            format!(
+                "there is no pipeline \"{}\"; there is \"mentions\"",
+                settings.pipeline
+            ),
+        );
+        let tick_fits = (1..=10_000).contains(&settings.tick_ms);
+        check.require(tick_fits, "tick_ms", "must be between 1 and 10000");
+        let interval = settings.tables.checkpoint_interval_s;
+        let interval_fits = (1..=86_400).contains(&interval);
+        check.require(
+            interval_fits,
+            "tables.checkpoint_interval_s",
+            "must be between 1 and 86400",
+        );
+        let plan = Self {
+            pipeline: settings.pipeline.clone(),
+            tick_ms: settings.tick_ms,
+            source: check.source(settings, folder),
+            mentions: check.mentions(settings),
+            model: check.model(settings, folder),
+            tables: settings
+                .tables
+                .enabled
+                .then(|| folder.join(&settings.tables.path)),
+            checkpoint_interval_ms: interval.saturating_mul(1_000),
+            listen: check.listen(settings),
+            cluster: check.cluster(settings, overrides),
+            until_idle: overrides.until_idle,
+        };
+        if check.mistakes.is_empty() {
+            Ok(plan)
+        } else {
+            Err(Mistakes(check.mistakes))
+        }
+    }
+}
+
+impl Check<'_> {
+    fn source(&mut self, settings: &Settings, folder: &Path) -> SourcePlan {
+        match settings.source.kind {
+            SourceKind::Files => {
+                let path = folder.join(&settings.source.files.path);
+                let message = format!(
+                    "there is no folder \"{}\"; make it, or name the folder that holds the tweets",
+                    path.display()
+                );
+                self.require(path.is_dir(), "source.files.path", message);
+                SourcePlan::Files(path)
+            }
+            SourceKind::Kafka => {
+                let kafka = &settings.source.kafka;
+                self.require(
+                    !kafka.topics.is_empty(),
+                    "source.kafka.topics",
+                    "name at least one topic",
+                );
+                let brokers = kafka.properties.contains_key("bootstrap.servers");
+                let message =
+                    "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
+                self.require(brokers, "source.kafka.properties", message);
+                for name in [
+                    "enable.auto.commit",
+                    "auto.offset.reset",
+                    "enable.partition.eof",
+                ] {
+                    let message =
+                        format!("\"{name}\" cannot be set: Assay keeps the positions itself");
+                    let free = !kafka.properties.contains_key(name);
+                    self.require(free, "source.kafka.properties", message);
+                }
+                SourcePlan::Kafka(KafkaSettings {
+                    properties: kafka.properties.clone(),
+                    topics: kafka.topics.clone(),
+                })
+            }
+        }
+    }
+
+    fn mentions(&mut self, settings: &Settings) -> mentions::Settings {
+        let rule = match settings.mentions.pattern.as_str() {
+            "" => MentionRule::twitter(),
+            pattern => MentionRule::pattern(pattern).unwrap_or_else(|error| {
+                self.mistake("mentions.pattern", error);
+                MentionRule::twitter()
+            }),
+        };
+        mentions::Settings {
+            rule,
+            fold_case: settings.mentions.fold_case,
+        }
+    }
+
+    fn model(&mut self, settings: &Settings, folder: &Path) -> Option<ModelPlan> {
+        let model = &settings.model;
+        if !model.enabled {
+            return None;
+        }
+        let named = !model.directory.as_os_str().is_empty();
+        let directory = named.then(|| folder.join(&model.directory));
+        if let Some(directory) = &directory {
+            let message = format!(
+                "there is no directory \"{}\"; name one with model.onnx, tokenizer.json and \
+                 config.json, or leave it empty for the built-in model",
+                directory.display()
+            );
+            self.require(directory.is_dir(), "model.directory", message);
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if model.threads == 0 {
+            cores()
+        } else {
+            model.threads
+        };
+        Some(ModelPlan { directory, threads })
+    }
+
+    fn listen(&mut self, settings: &Settings) -> Option<SocketAddr> {
+        if !settings.server.enabled {
+            return None;
+        }
+        let parsed = settings.server.listen.parse();
+        if parsed.is_err() {
+            let message = format!(
+                "\"{}\" is no address and port; write it as \"127.0.0.1:8080\"",
+                settings.server.listen
+            );
+            self.mistake("server.listen", message);
+        }
+        parsed.ok()
+    }
+
+    fn cluster(&mut self, settings: &Settings, overrides: &Overrides) -> ClusterPlan {
+        let workers = overrides.workers.unwrap_or(settings.workers);
+        self.require(
+            (1..=1_024).contains(&workers),
+            "workers",
+            "must be between 1 and 1024",
+        );
+        let hosts = match &overrides.hosts {
+            Some(file) => self.hosts(file),
+            None => Vec::new(),
+        };
+        let process = overrides.process;
+        if process >= hosts.len().max(1) {
+            let message = format!("there is no process {process} among {}", hosts.len().max(1));
+            self.mistake("--process", message);
+        }
+        ClusterPlan {
+            workers,
+            process,
+            hosts,
+        }
+    }
+
+    fn hosts(&mut self, file: &Path) -> Vec<String> {
+        let text = std::fs::read_to_string(file).unwrap_or_else(|error| {
+            self.mistake(
+                "--hosts",
+                format!("cannot read \"{}\": {error}", file.display()),
+            );
+            String::new()
+        });
+        let hosts: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        for host in &hosts {
+            let port = host
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse::<u16>().ok());
+            let message = format!("\"{host}\" is no host and port, such as \"10.0.0.1:2101\"");
+            self.require(port.is_some(), "--hosts", message);
+        }
+        hosts.into_iter().map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan, String> {
+        let settings = crate::config::read("x.toml", text, std::iter::empty()).unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Plan::new(&settings, &Overrides::default(), "x.toml", text, folder)
+            .map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_with_lines_and_remedies() {
+        let text = "tick_ms = 0\n[source.files]\npath = \"nowhere\"\n[mentions]\npattern = \"(\"\n\
+                    [server]\nlisten = \"8080\"\n";
+        let message = plan(text).unwrap_err();
+        for part in [
+            "x.toml:1: tick_ms",
+            "x.toml:3: source.files.path",
+            "x.toml:5: mentions.pattern",
+            "x.toml:7: server.listen",
+        ] {
+            assert!(message.contains(part), "{part} is missing from {message}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_exists_is_accepted() {
+        let plan = plan("[source.files]\npath = \"src\"\n[model]\nenabled = false\n").unwrap();
+        assert!(plan.model.is_none() && plan.tables.is_some());
+    }
+
+    #[test]
+    fn positions_cannot_be_taken_from_assay() {
+        let text = "[source]\nkind = \"kafka\"\n[source.kafka.properties]\n\"enable.auto.commit\" = \"true\"\n";
+        let message = plan(text).unwrap_err();
+        assert!(
+            message.contains("enable.auto.commit") && message.contains("bootstrap.servers"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Queries, metrics and health over HTTP.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /healthz` | 200 while the process lives |
+//! | `GET /readyz` | 200 once the sources have been read to their end, 503 before |
+//! | `GET /metrics` | what has been counted, for Prometheus |
+//! | `POST /v1/sql` | the query in the body answered: `{"epoch", "columns", "rows"}` |
+//! | `GET /v1/relations` | the relations with their columns |
+//! | `GET /v1/relations/NAME?key=KEY` | a relation's rows, all or those of one key |
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sql::{QueryError, ReadError};
+use tokio::net::TcpListener;
+
+use super::peek::Peeker;
+use crate::metrics;
+use crate::wire::Process;
+
+#[derive(Clone)]
+struct Server {
+    peeker: Peeker,
+    process: Arc<Process>,
+    metrics: PrometheusHandle,
+}
+
+/// Binds the address; port 0 takes any that is free.
+///
+/// # Errors
+/// If the address is taken or not this host's; the message names it.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        format!("cannot listen on {address}: {error}; set server.listen to another")
+    })
+}
+
+/// Answers requests until the process ends.
+pub async fn serve(
+    listener: TcpListener,
+    peeker: Peeker,
+    process: Arc<Process>,
+    metrics: PrometheusHandle,
+) {
+    let server = Server {
+        peeker,
+        process,
+        metrics,
+    };
+    let routes = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .route("/v1/sql", post(run_sql))
+        .route("/v1/relations", get(list))
+        .route("/v1/relations/{name}", get(look_up))
+        .with_state(server);
+    if let Err(error) = axum::serve(listener, routes).await {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+/// A request that was not answered.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        let status = match &error {
+            QueryError::Query(_) => StatusCode::BAD_REQUEST,
+            QueryError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        QueryError::Read(error).into()
+    }
+}
+
+async fn ready(State(server): State<Server>) -> (StatusCode, &'static str) {
+    let caught_up = server.process.watch_caught_up().borrow().is_some();
+    if caught_up {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the sources are still being read for the first time\n",
+        )
+    }
+}
+
+async fn scrape(State(server): State<Server>) -> impl IntoResponse {
+    metrics::memory();
+    server.metrics.run_upkeep();
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        server.metrics.render(),
+    )
+}
+
+async fn run_sql(State(server): State<Server>, body: String) -> Result<Json<Value>, Refusal> {
+    let (epoch, answer) = super::sql::answer(&server.peeker, &body).await?;
+    show(epoch, &answer.schema, &answer.batches)
+}
+
+async fn list(State(server): State<Server>) -> Json<Value> {
+    let schemas = server.peeker.schemas();
+    let relations = schemas
+        .iter()
+        .map(|(name, schema)| json!({ "name": name, "columns": columns(schema) }));
+    Json(json!({ "relations": relations.collect::<Vec<_>>() }))
+}
+
+#[derive(Deserialize)]
+struct LookUp {
+    key: Option<String>,
+}
+
+async fn look_up(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    Query(look_up): Query<LookUp>,
+) -> Result<Json<Value>, Refusal> {
+    let Some(schema) = server.peeker.schemas().remove(&name) else {
+        return Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("there is no relation \"{name}\""),
+        ));
+    };
+    let epoch = server.peeker.pin(vec![name.clone()]).await?;
+    let batches = server.peeker.read(epoch, name, look_up.key).await?;
+    show(epoch, &schema, &batches)
+}
+
+fn show(epoch: u64, schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Json<Value>, Refusal> {
+    let rows = sql::to_json(batches)?;
+    Ok(Json(
+        json!({ "epoch": epoch, "columns": columns(schema), "rows": rows }),
+    ))
+}
+
+fn columns(schema: &SchemaRef) -> Vec<Value> {
+    let column = |field: &Arc<arrow::datatypes::Field>| json!({ "name": field.name(), "type": field.data_type().to_string() });
+    schema.fields().iter().map(column).collect()
+}

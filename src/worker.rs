@@ -1,0 +1,173 @@
+//! A worker's loop: feed epochs in, let the dataflow step, answer queries, end in order.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataflows::change::Epoch;
+use dataflows::pipelines::mentions;
+use dataflows::ports::{Built, Fed, Feed};
+use timely::dataflow::operators::probe::Handle as Probe;
+use timely::worker::Worker;
+
+use crate::ingest::Ingest;
+use crate::query::peek::{Answering, Asks};
+use crate::wire::Process;
+use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
+
+/// How long a worker sleeps when nothing is to be done; whatever brings work wakes it.
+const REST: Duration = Duration::from_millis(50);
+
+/// How often lags are told.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Checkpoints that may be under way before the intake pauses.
+const CHECKPOINTS_BEHIND: u64 = 3;
+
+/// Runs the pipeline on one worker, until its sources end or a stop is asked for.
+pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
+    if let Err(error) = process.open_tables() {
+        give_up(
+            &format_args!("{:#}", anyhow::Error::from(error)),
+            EXIT_USAGE,
+        );
+    }
+    let first_of_process = asks.is_some();
+    let Built {
+        intakes,
+        feeds,
+        indexes,
+        checkpointed,
+        computed,
+    } = build(worker, process);
+    let answering = Answering::build(worker, indexes, asks);
+    for (name, intake) in intakes {
+        let ingest = Ingest {
+            name,
+            worker: worker.index(),
+            workers: worker.peers(),
+            intake,
+            worker_thread: std::thread::current(),
+            process: Arc::clone(process),
+        };
+        ingest.start();
+    }
+    let turns = Turns {
+        process: Arc::clone(process),
+        feeds,
+        answering,
+        checkpointed,
+        computed,
+        last_fed: 0,
+        first_of_process,
+        next_report: Instant::now(),
+    };
+    turns.run(worker);
+}
+
+fn build(worker: &mut Worker, process: &Arc<Process>) -> Built {
+    let mut environment = process.environment(worker.index());
+    let settings = &process.plan().mentions;
+    let built =
+        worker.dataflow::<Epoch, _, _>(|scope| mentions::build(scope, &mut environment, settings));
+    built.unwrap_or_else(|error| {
+        give_up(
+            &format_args!("cannot restore the tables: {error}"),
+            EXIT_FAILURE,
+        )
+    })
+}
+
+struct Turns {
+    process: Arc<Process>,
+    feeds: Vec<Box<dyn Feed>>,
+    answering: Answering,
+    checkpointed: Option<Probe<Epoch>>,
+    computed: Probe<Epoch>,
+    last_fed: Epoch,
+    first_of_process: bool,
+    next_report: Instant,
+}
+
+impl Turns {
+    fn run(mut self, worker: &mut Worker) {
+        self.feeds.iter_mut().for_each(|feed| feed.restore());
+        while !self.done() {
+            if self.answering.turn() {
+                self.process.stop().request();
+            }
+            let fed = self.feed();
+            self.report();
+            if fed {
+                worker.step();
+            } else {
+                worker.step_or_park(Some(REST));
+            }
+        }
+        self.answering.end();
+    }
+
+    /// Everything has been read, computed and made durable.
+    fn done(&self) -> bool {
+        let durable = self.checkpointed.as_ref().is_none_or(Probe::done);
+        self.computed.done() && durable
+    }
+
+    /// Feeds what waits, unless something behind is too slow; returns whether anything was fed.
+    fn feed(&mut self) -> bool {
+        let stopping = self.process.stop().requested();
+        if !stopping && self.behind() {
+            return false;
+        }
+        let mut fed_any = false;
+        for feed in &mut self.feeds {
+            match feed.feed() {
+                Fed::Epoch(epoch, _) => {
+                    self.last_fed = self.last_fed.max(epoch);
+                    fed_any = true;
+                }
+                Fed::Empty | Fed::Ended => {}
+            }
+        }
+        fed_any
+    }
+
+    /// Whether the model or the tables are so far behind that a backlog had better stay in the
+    /// source, where it costs no memory.
+    fn behind(&self) -> bool {
+        let most = CHECKPOINTS_BEHIND * self.process.plan().checkpoint_interval_ms;
+        let checkpoint_lag = self
+            .checkpointed
+            .as_ref()
+            .map_or(0, |probe| self.epochs_behind(probe));
+        self.process.scoring_is_behind() || checkpoint_lag > most
+    }
+
+    fn epochs_behind(&self, probe: &Probe<Epoch>) -> u64 {
+        let first = probe.with_frontier(|frontier| frontier.first().copied());
+        first.map_or(0, |first| self.last_fed.saturating_sub(first))
+    }
+
+    fn report(&mut self) {
+        if !self.first_of_process || Instant::now() < self.next_report {
+            return;
+        }
+        self.next_report = Instant::now() + REPORT_INTERVAL;
+        let behind = |first: Epoch| Duration::from_millis(now_ms().saturating_sub(first));
+        for index in self.answering.indexes() {
+            if let Some(first) = index.frontier() {
+                metrics::epoch_lag(index.relation(), behind(first));
+            }
+        }
+        if let Some(scoring) = self.process.scoring() {
+            metrics::waiting_texts(scoring.waiting);
+        }
+        let first = self
+            .computed
+            .with_frontier(|frontier| frontier.first().copied());
+        self.process.progress().lag(
+            first
+                .filter(|first| *first > 1)
+                .map_or(Duration::ZERO, behind),
+        );
+    }
+}

@@ -1,0 +1,125 @@
+//! Kafka: one node that is broker and controller, every internal topic with a single copy.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+
+use super::{Service, Settings, jars, loopback, remove_directory};
+use crate::failure::{OrCannot, Outcome};
+use crate::process::run_logged;
+
+/// The port opens well before the broker serves, so the log has to say this as well.
+const STARTED: &str = "Kafka Server started";
+/// How much of the log is searched for it; the log begins anew at every start.
+const SEARCHED_BYTES: u64 = 4 * 1024 * 1024;
+
+pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
+    let configuration = settings.configure("kafka.properties", &properties(settings))?;
+    // The format command writes this file last: without it a killed run left half a format.
+    let data = settings.data("kafka");
+    if !data.join("meta.properties").exists() {
+        remove_directory(&data)?;
+        format(settings, &configuration)?;
+    }
+    let mut command = jars::java(settings, "kafka.Kafka")?;
+    command.arg(configuration);
+    Ok(command)
+}
+
+pub(super) fn ready(settings: &Settings) -> bool {
+    says_started(settings) && TcpStream::connect(loopback(settings.kafka_port)).is_ok()
+}
+
+fn says_started(settings: &Settings) -> bool {
+    let log = Service::Kafka.daemon(settings).log;
+    let mut text = Vec::new();
+    File::open(log)
+        .and_then(|file| file.take(SEARCHED_BYTES).read_to_end(&mut text))
+        .is_ok_and(|_| String::from_utf8_lossy(&text).contains(STARTED))
+}
+
+fn format(settings: &Settings, configuration: &Path) -> Outcome {
+    let mut command = jars::java(settings, "kafka.tools.StorageTool")?;
+    command
+        .args(["format", "--cluster-id", &new_cluster_id()?, "--config"])
+        .arg(configuration);
+    run_logged(command, &settings.log("kafka-format"))
+}
+
+/// Returns 16 random bytes as Kafka writes them: 22 characters of URL-safe base 64.
+fn new_cluster_id() -> Outcome<String> {
+    let mut random = [0; 22];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .or_cannot(|| "read /dev/urandom".to_owned())?;
+    Ok(cluster_id(random))
+}
+
+fn cluster_id(random: [u8; 22]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let digit = |index: usize| match index {
+        // A letter first: an id that begins with a dash is taken for an option.
+        0 => usize::from(random[index] % 52),
+        // The last digit has two bits of the sixteenth byte and four zeros.
+        21 => usize::from(random[index] % 4) * 16,
+        _ => usize::from(random[index] % 64),
+    };
+    (0..random.len())
+        .map(|index| char::from(DIGITS[digit(index)]))
+        .collect()
+}
+
+fn properties(settings: &Settings) -> String {
+    let broker = loopback(settings.kafka_port);
+    let controller = loopback(settings.controller_port);
+    let data = settings.data("kafka");
+    format!(
+        "\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{controller}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://{broker},CONTROLLER://{controller}
+advertised.listeners=PLAINTEXT://{broker}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+
+# One node: the defaults ask for three copies and the first internal topic could never be made.
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+
+# Small: fifty partitions and 128 MiB for the cleaner are meant for more than a test.
+offsets.topic.num.partitions=4
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.num.partitions=1
+log.cleaner.dedupe.buffer.size=16777216
+log.segment.bytes=67108864
+
+# Quick: a consumer group does not wait for members who may still come.
+group.initial.rebalance.delay.ms=0
+# After a kill the new process is let in only when the old one counts as dead, by default after 9 s.
+broker.session.timeout.ms=5000
+broker.heartbeat.interval.ms=1000
+auto.create.topics.enable=true
+num.partitions=1
+",
+        data = data.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_id_has_22_characters_and_begins_with_a_letter() {
+        assert_eq!(cluster_id([0; 22]), "AAAAAAAAAAAAAAAAAAAAAA");
+        assert_eq!(cluster_id([255; 22]), "v____________________w");
+    }
+}
