@@ -84,20 +84,21 @@ impl FilesSource {
     /// # Errors
     /// If the folder does not exist, cannot be read or cannot be watched.
     pub fn open(folder: &Path, share: Share) -> Result<Self, SourceError> {
-        fs::read_dir(folder).map_err(|error| {
+        // Notifications name absolute paths; keys are what follows this very one.
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        fs::read_dir(&folder).map_err(|error| {
             SourceError::Fatal(format!(
                 "cannot read the folder \"{}\": {error}",
                 folder.display()
             ))
         })?;
         let (sender, events) = mpsc::channel();
-        let mut watcher = notify::recommended_watcher(sender).map_err(|e| unwatched(folder, &e))?;
+        let mut watcher = notify::recommended_watcher(sender).map_err(|e| unwatched(&folder, &e))?;
         watcher
-            .watch(folder, RecursiveMode::Recursive)
-            .map_err(|e| unwatched(folder, &e))?;
-        // Notifications name paths as the watch was given; keys are relative to this very path.
+            .watch(&folder, RecursiveMode::Recursive)
+            .map_err(|e| unwatched(&folder, &e))?;
         Ok(Self {
-            folder: folder.to_owned(),
+            folder,
             share,
             files: HashMap::new(),
             to_read: VecDeque::new(),
@@ -454,8 +455,10 @@ mod tests {
 
     #[test]
     fn a_change_is_found_by_notification_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let (mut source, mut seen) = (open(folder.path()), Rows::new());
+        // Opened by a relative path, as users name their folders.
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let name = Path::new(folder.path().file_name().unwrap());
+        let (mut source, mut seen) = (open(name), Rows::new());
         drain(&mut source, &mut seen);
         source.next_scan = Instant::now() + Duration::from_secs(3600);
         fs::write(folder.path().join("a.json"), "{1}").unwrap();
@@ -501,7 +504,7 @@ mod tests {
         );
         let message = error.err().map(|error| error.to_string()).unwrap();
         assert!(
-            message.starts_with("cannot read the folder \"no/such/folder\""),
+            message.contains("no/such/folder\": No such file"),
             "{message}"
         );
     }

@@ -340,8 +340,11 @@ impl<'s, 'e> Ports<'s, 'e> {
         let observer = self.environment.observer(D::RELATION);
         let rows = rows.inspect_container(move |event| {
             if let Ok((_, batch)) = event {
-                let retractions = batch.iter().filter(|(_, _, diff)| *diff < 0).count();
-                observer(batch.len() - retractions, retractions);
+                let count = |sign: Diff| {
+                    let of_sign = batch.iter().map(|(_, _, diff)| (diff * sign).max(0));
+                    of_sign.sum::<Diff>().unsigned_abs()
+                };
+                observer(count(1), count(-1));
             }
         });
         let rows = rows.probe_with(&self.built.computed);

@@ -1,0 +1,78 @@
+//! Polls a topic to its end and parses every message, and does nothing with it.
+//!
+//! What this costs no pipeline can save, with this client and this parser; `catch-up` runs it as a
+//! child, so that it is measured as the pipeline is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::Args;
+use connectors::files::Share;
+use connectors::kafka::{KafkaSettings, KafkaSource};
+use connectors::message::{Polled, Source};
+use dataflows::envelope::{Decoded, Envelope, Message, decode};
+use dataflows::pipelines::mentions::Bronze;
+use dataflows::record::Timestamp;
+
+/// How long one turn may wait for a message.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Polls and parses a topic.
+#[derive(Args, Debug)]
+pub(crate) struct Consume {
+    /// The brokers.
+    #[arg(long)]
+    kafka: String,
+    /// The topic.
+    #[arg(long)]
+    topic: String,
+    /// How many messages it holds.
+    #[arg(long)]
+    messages: usize,
+}
+
+/// The client's properties, the same for the bare consumer and for the pipeline.
+pub(crate) fn properties(brokers: &str) -> BTreeMap<String, String> {
+    let properties = [("bootstrap.servers", brokers), ("group.id", "assay-benches")];
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    properties.map(owned).into()
+}
+
+pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
+    let settings = KafkaSettings {
+        properties: properties(&arguments.kafka),
+        topics: vec![arguments.topic.clone()],
+    };
+    let all = Share {
+        worker: 0,
+        workers: 1,
+    };
+    let mut source = KafkaSource::open(&settings, all, &HashMap::new())?;
+    let received = Timestamp(assay::now_ms() as i64 * 1_000);
+    let (mut messages, mut changes) = (0, 0);
+    let mut polled = Polled::Some;
+    while polled != Polled::CaughtUp {
+        polled = source.poll(WAIT, &mut |message| {
+            let message = Message {
+                key: message.key,
+                value: message.value,
+                position: message.position,
+                received,
+            };
+            messages += 1;
+            let decoded = black_box(decode::<Arc<Bronze>>(Envelope::Debezium, &message));
+            if matches!(decoded, Decoded::Change(_, None | Some(Ok(_)))) {
+                changes += 1;
+            }
+        })?;
+    }
+    let expected = arguments.messages;
+    ensure!(
+        messages == expected && changes == expected,
+        "of {expected} messages {messages} were read and {changes} understood"
+    );
+    Ok(())
+}
