@@ -7,9 +7,9 @@ use anyhow::Context;
 use assay::config::{Settings, SourceKind};
 use clap::Args;
 
-use crate::program::{Assay, bare, with_server, with_tables};
 use crate::consume::properties;
 use crate::cost::{self, Cost};
+use crate::program::{Assay, bare, with_server, with_tables};
 use crate::table::{markdown, whole};
 use crate::topic::Topic;
 
@@ -39,7 +39,7 @@ pub(crate) fn run(bench: &CatchUp) -> anyhow::Result<()> {
     costs.push(("consume and parse", consume(bench, &topic, assay.folder())?));
     let cases = cases(&settings, &bench.workers, assay.folder());
     for (case, settings) in &cases {
-        costs.push((case, assay.run(case, settings)?));
+        costs.push((case.as_str(), assay.run(case, settings)?));
     }
     let rows: Vec<_> = costs
         .iter()

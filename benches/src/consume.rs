@@ -36,7 +36,10 @@ pub(crate) struct Consume {
 
 /// The client's properties, the same for the bare consumer and for the pipeline.
 pub(crate) fn properties(brokers: &str) -> BTreeMap<String, String> {
-    let properties = [("bootstrap.servers", brokers), ("group.id", "assay-benches")];
+    let properties = [
+        ("bootstrap.servers", brokers),
+        ("group.id", "assay-benches"),
+    ];
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     properties.map(owned).into()
 }

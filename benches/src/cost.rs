@@ -106,9 +106,7 @@ fn follow(mut child: Child) -> anyhow::Result<(ExitStatus, u64)> {
 ///
 /// # Errors
 /// If the closure fails.
-pub(crate) fn of_work<T>(
-    work: impl FnOnce() -> anyhow::Result<T>,
-) -> anyhow::Result<(T, Spent)> {
+pub(crate) fn of_work<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Spent)> {
     let before = CpuTime::now()?;
     let started = Instant::now();
     let answer = work()?;

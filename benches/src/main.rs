@@ -13,7 +13,6 @@
 //!
 //! The README says why these shapes, and how to read the numbers.
 
-
 mod catch_up;
 mod consume;
 mod cost;

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use models::files::ModelFiles;
 use models::onnx::{TextClassifier, Tokens};
 use models::pool::{Answer, Pool, Watcher};
 
-use crate::program::{Assay, SEED, bare_files, write_lines};
 use crate::cost::{self, Spent};
+use crate::program::{Assay, SEED, bare_files, write_lines};
 use crate::table::{markdown, whole};
 
 /// Texts of a batch, as many as the pool takes.
@@ -59,7 +60,7 @@ pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
     let (empty, full) = (assay.folder().join("empty"), assay.folder().join("full"));
     write_lines(&empty, std::iter::empty())?;
     write_lines(&full, tweets.into_iter())?;
-    let run = |case: &str, folder| {
+    let run = |case: &str, folder: &Path| {
         let mut settings = bare_files(folder);
         settings.model.enabled = true;
         assay.run(case, &settings)
@@ -121,11 +122,7 @@ fn batches(model: &TextClassifier, texts: &[Arc<str>]) -> anyhow::Result<Vec<Vec
         .collect())
 }
 
-fn classify(
-    model: &TextClassifier,
-    batches: &[Vec<Tokens>],
-    threads: usize,
-) -> anyhow::Result<()> {
+fn classify(model: &TextClassifier, batches: &[Vec<Tokens>], threads: usize) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), ModelError> {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -164,7 +161,7 @@ fn score_in_pool(
 ) -> anyhow::Result<()> {
     let (sender, receiver) = mpsc::channel::<Answered>();
     let pool = Pool::start(model, threads, Failures(sender.clone()));
-    let answer: Answer = Arc::new(move |answers| {
+    let answer: Answer = Arc::new(move |answers: Vec<_>| {
         // As above.
         let _ = sender.send(Ok(answers.len()));
     });
@@ -182,7 +179,7 @@ fn line(case: &str, spent: Spent, texts: usize) -> [String; 3] {
     [case.to_owned(), rate(spent.wall), rate(spent.cpu)]
 }
 
-/// The rate reached, of the rate that would be reached in the lesser time.
+/// The share of a rate that is left when the same work takes longer than the least.
 fn percent(least: Duration, taken: Duration) -> f64 {
     100.0 * least.as_secs_f64() / taken.as_secs_f64()
 }
@@ -196,7 +193,11 @@ mod tests {
         let (tweets, texts) = distinct_texts(3_000);
         let rule = MentionRule::twitter();
         assert_eq!((tweets.len(), texts.len()), (3_000, 3_000));
-        assert!(tweets.iter().all(|tweet| !rule.extract(&tweet.text).is_empty()));
+        assert!(
+            tweets
+                .iter()
+                .all(|tweet| !rule.extract(&tweet.text).is_empty())
+        );
         assert_eq!(texts.iter().collect::<HashSet<_>>().len(), 3_000);
     }
 

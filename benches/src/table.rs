@@ -21,7 +21,9 @@ pub(crate) fn markdown<const N: usize>(head: [&str; N], rows: &[[String; N]]) ->
         0 => "-".repeat(widths[0]),
         _ => format!("{}:", "-".repeat(widths[column] - 1)),
     });
-    let rows = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
+    let rows = rows
+        .iter()
+        .map(|row| line(row.each_ref().map(String::as_str)));
     line(head) + &line(rules.each_ref().map(String::as_str)) + &rows.collect::<String>()
 }
 

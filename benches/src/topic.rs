@@ -94,7 +94,7 @@ impl Topic {
     fn delete(&self, brokers: &str) -> anyhow::Result<()> {
         eprintln!("deleting the topic {}, which is not full", self.name);
         let admin: AdminClient<DefaultClientContext> = client(brokers).create()?;
-        let results = wait(admin.delete_topics(&[&self.name], &options()))?;
+        let results = wait(admin.delete_topics(&[self.name.as_str()], &options()))?;
         for result in results? {
             let refused = |(name, code)| anyhow::anyhow!("cannot delete topic \"{name}\": {code}");
             result.map_err(refused)?;
@@ -118,7 +118,10 @@ impl Topic {
                     thread::sleep(PAUSE);
                 }
                 Some(Err((name, code))) => bail!("cannot create topic \"{name}\": {code}"),
-                None => bail!("the broker did not say whether it created \"{}\"", self.name),
+                None => bail!(
+                    "the broker did not say whether it created \"{}\"",
+                    self.name
+                ),
             }
         }
     }
@@ -271,7 +274,11 @@ mod tests {
             let tweet = rows.0[key.parse::<usize>().unwrap()].as_ref().unwrap();
             assert_eq!(*tweet.text, *row.text);
         }
-        assert!((450..650).contains(&(bytes / 2_000)), "{} bytes", bytes / 2_000);
+        assert!(
+            (450..650).contains(&(bytes / 2_000)),
+            "{} bytes",
+            bytes / 2_000
+        );
     }
 
     #[test]

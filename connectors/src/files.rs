@@ -93,7 +93,8 @@ impl FilesSource {
             ))
         })?;
         let (sender, events) = mpsc::channel();
-        let mut watcher = notify::recommended_watcher(sender).map_err(|e| unwatched(&folder, &e))?;
+        let mut watcher =
+            notify::recommended_watcher(sender).map_err(|e| unwatched(&folder, &e))?;
         watcher
             .watch(&folder, RecursiveMode::Recursive)
             .map_err(|e| unwatched(&folder, &e))?;

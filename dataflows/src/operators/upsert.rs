@@ -80,13 +80,11 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
             });
             while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
                 let mut session = output.session(&capability);
-                for (key, new) in last_of_each_key(upserts) {
-                    if let (Some(old), Some(new)) = (rows.get(&key), &new)
-                        && old.same_as(new)
-                    {
+                for (key, old) in apply(&mut rows, upserts) {
+                    let new = rows.get(&key).cloned();
+                    if old == new {
                         continue;
                     }
-                    let old = replace(&mut rows, key, new.clone());
                     session.give_iterator(old.map(|row| (row, *capability.time(), -1)).into_iter());
                     session.give_iterator(new.map(|row| (row, *capability.time(), 1)).into_iter());
                 }
@@ -96,23 +94,25 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
     changes.as_collection()
 }
 
-fn last_of_each_key<V>(upserts: Vec<Upsert<V>>) -> impl Iterator<Item = Upsert<V>> {
-    let mut last = HashMap::with_capacity(upserts.len());
+/// Applies an epoch's upserts one after another; returns each key they touched with the row it had
+/// before. One at a time, so that the rows do not depend on where an epoch ends.
+fn apply<V: Clone + Revision>(
+    rows: &mut HashMap<Text, V>,
+    upserts: Vec<Upsert<V>>,
+) -> HashMap<Text, Option<V>> {
+    let mut before = HashMap::with_capacity(upserts.len());
     for (key, new) in upserts {
-        last.insert(key, new);
+        let old = match (rows.entry(key.clone()), new) {
+            (Entry::Occupied(entry), Some(new)) if entry.get().same_as(&new) => continue,
+            (Entry::Occupied(mut entry), Some(new)) => Some(entry.insert(new)),
+            (Entry::Occupied(entry), None) => Some(entry.remove()),
+            (Entry::Vacant(entry), Some(new)) => {
+                entry.insert(new);
+                None
+            }
+            (Entry::Vacant(_), None) => continue,
+        };
+        before.entry(key).or_insert(old);
     }
-    last.into_iter()
-}
-
-/// Puts the new row in the place of the old one, which it returns.
-fn replace<V>(rows: &mut HashMap<Text, V>, key: Text, new: Option<V>) -> Option<V> {
-    match (rows.entry(key), new) {
-        (Entry::Occupied(mut entry), Some(new)) => Some(entry.insert(new)),
-        (Entry::Occupied(entry), None) => Some(entry.remove()),
-        (Entry::Vacant(entry), Some(new)) => {
-            entry.insert(new);
-            None
-        }
-        (Entry::Vacant(_), None) => None,
-    }
+    before
 }

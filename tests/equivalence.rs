@@ -1,0 +1,827 @@
+//! P1 and P3 by properties: whatever happens at the source, and wherever the process is cut off,
+//! every relation at every epoch equals a batch computation over the source's rows, and so do the
+//! Delta tables at every checkpoint.
+//!
+//! A case is a random log of messages (inserts, updates, deletes, duplicates, broken ones) over a
+//! few partitions, read by runs of 1 to 4 workers. Each run ends cleanly or is cut off; the next one
+//! continues at the positions of the last checkpoint. The model answers out of order, from a thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use assay::Stop;
+use assay::plan::{ClusterPlan, Plan, SourcePlan};
+use assay::wire::{Process, WorkerEnvironment};
+use connectors::delta::{Manifests, Table, TablesFolder};
+use connectors::kafka::KafkaSettings;
+use dataflows::change::{Epoch, Text};
+use dataflows::envelope::{Envelope, Message};
+use dataflows::operators::checkpoint::Position;
+use dataflows::pipelines::mentions::date::parse_date;
+use dataflows::pipelines::mentions::mention::MentionRule;
+use dataflows::pipelines::mentions::{
+    self, Accuracy, Bronze, Gold, MentionSentiment, Settings, Silver, TextScore, User,
+};
+use dataflows::ports::{Built, Committer, Environment, Fed, Model, Observer, Reply, Score, Sink};
+use dataflows::record::{Confidence, Record, Timestamp};
+use dataflows::reject::Reject;
+use proptest::prelude::*;
+use timely::worker::Worker;
+
+/// Partitions of the source; a key always lies in the same one.
+const PARTITIONS: usize = 3;
+
+/// Milliseconds between checkpoints: every few epochs of a case.
+const INTERVAL: u64 = 1_000;
+
+// ---- the source --------------------------------------------------------------------------------
+
+/// A message of the log: its partition, key and value.
+#[derive(Clone)]
+struct Entry {
+    partition: usize,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = |bytes: &Option<Vec<u8>>| {
+            bytes
+                .as_deref()
+                .map(|b| String::from_utf8_lossy(b).into_owned())
+        };
+        write!(
+            formatter,
+            "{} {:?} {:?}",
+            self.partition,
+            text(&self.key),
+            text(&self.value)
+        )
+    }
+}
+
+/// One message after another; an offset is a place among those of its partition.
+#[derive(Clone, Debug)]
+struct Log(Vec<Vec<Entry>>);
+
+impl Log {
+    fn new(entries: &[Entry]) -> Self {
+        let mut partitions = vec![Vec::new(); PARTITIONS];
+        for entry in entries {
+            partitions[entry.partition].push(entry.clone());
+        }
+        Self(partitions)
+    }
+
+    fn position(partition: usize, offset: usize) -> String {
+        format!("t/{partition}/{offset}")
+    }
+
+    /// A message's time of reading is a function of its place, so that redelivery repeats it.
+    fn received(partition: usize, offset: usize) -> Timestamp {
+        Timestamp((partition * 1_000_000 + offset) as i64)
+    }
+}
+
+fn event(op: &str, after: &str) -> Vec<u8> {
+    format!(r#"{{"before":null,"after":{after},"source":{{"lsn":7}},"op":"{op}","ts_ms":1}}"#)
+        .into_bytes()
+}
+
+fn tweet_json() -> impl Strategy<Value = String> {
+    let dates = prop::sample::select(vec![
+        r#""Mon Apr 06 22:19:45 PDT 2009""#,
+        r#""Tue Apr 07 05:00:00 UTC 2009""#,
+        r#""2015-02-24T11:35:52Z""#,
+        r#""someday""#,
+        "null",
+    ]);
+    let users = prop::sample::select(vec![r#""ada""#, r#""bo""#, "null"]);
+    let texts = prop::sample::select(vec![
+        "hi @ada",
+        "@bo @cy good",
+        "@ada and @ada again",
+        "no one",
+        "",
+        "@Ada shouts",
+        "late @cy \u{1f600}",
+    ]);
+    let labels = prop::sample::select(vec![
+        r#""positive""#,
+        r#""negative""#,
+        r#""neutral""#,
+        r#""odd""#,
+        "4",
+        "null",
+    ]);
+    (dates, users, texts, labels).prop_map(|(date, user, text, label)| {
+        format!(r#"{{"id":1,"date":{date},"user":{user},"text":"{text}","sentiment":{label}}}"#)
+    })
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let value = prop_oneof![
+        12 => ("[cru]", tweet_json()).prop_map(|(op, after)| Some(event(&op, &after))),
+        3 => Just(Some(event("d", "null"))),
+        2 => Just(None),
+        1 => Just(Some(b"not json".to_vec())),
+        1 => Just(Some(b"{\"op\":\"c\",\"after\":{\"text\":\"\xff\"}}".to_vec())),
+        1 => Just(Some(event("c", r#"{"text":5}"#))),
+        1 => Just(Some(event("c", r#"{"date":"x"}"#))),
+        1 => Just(Some(event("x", "null"))),
+    ];
+    (0..9_usize, prop::bool::weighted(0.03), value).prop_map(|(key, keyless, value)| Entry {
+        partition: key % PARTITIONS,
+        key: (!keyless).then(|| format!(r#"{{"id":{key}}}"#).into_bytes()),
+        value,
+    })
+}
+
+/// Some messages are delivered twice in a row, as connectors do.
+fn log() -> impl Strategy<Value = Vec<Entry>> {
+    prop::collection::vec((entry(), 1..=2_usize), 1..60).prop_map(|entries| {
+        let repeated = |(entry, times)| std::iter::repeat_n(entry, times);
+        entries.into_iter().flat_map(repeated).collect()
+    })
+}
+
+// ---- the batch computation ---------------------------------------------------------------------
+
+/// All relations, each sorted.
+#[derive(Debug, Default, PartialEq)]
+struct Relations {
+    bronze: Vec<Bronze>,
+    silver: Vec<Silver>,
+    gold: Vec<Gold>,
+    scores: Vec<TextScore>,
+    mention_sentiment: Vec<MentionSentiment>,
+    accuracy: Vec<Accuracy>,
+    users: Vec<User>,
+    rejects: Vec<Reject>,
+}
+
+/// What the source's rows are after so many messages of each partition, the slow and sure way.
+fn recompute(log: &Log, consumed: &[usize]) -> Relations {
+    let mut rows: BTreeMap<String, Result<Bronze, Reject>> = BTreeMap::new();
+    for (partition, count) in consumed.iter().enumerate() {
+        for (offset, entry) in log.0[partition][..*count].iter().enumerate() {
+            let Some((key, new)) = read(entry, partition, offset) else {
+                continue;
+            };
+            match new {
+                None => drop(rows.remove(&key)),
+                Some(new) if rows.get(&key).is_some_and(|old| says_the_same(old, &new)) => {}
+                Some(new) => drop(rows.insert(key, new)),
+            }
+        }
+    }
+    derive(rows.into_values())
+}
+
+fn says_the_same(old: &Result<Bronze, Reject>, new: &Result<Bronze, Reject>) -> bool {
+    match (old, new) {
+        (Ok(old), Ok(new)) => {
+            (&old.date, &old.user, &old.text, &old.sentiment)
+                == (&new.date, &new.user, &new.text, &new.sentiment)
+        }
+        (Err(old), Err(new)) => (&old.reason, &old.raw) == (&new.reason, &new.raw),
+        _ => false,
+    }
+}
+
+type Said = Option<(String, Option<Result<Bronze, Reject>>)>;
+
+fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
+    let position = Log::position(partition, offset);
+    let key = entry.key.as_ref().map(|key| {
+        let key: serde_json::Value = serde_json::from_slice(key).unwrap();
+        key["id"].to_string()
+    });
+    let Some(bytes) = &entry.value else {
+        return key.map(|key| (key, None));
+    };
+    let reject = |reason: &str| {
+        let reject = Reject {
+            position: position.as_str().into(),
+            key: key.as_deref().map(Text::from),
+            stage: "decode".into(),
+            reason: reason.into(),
+            raw: bytes.as_slice().into(),
+            first_seen: Log::received(partition, offset),
+        };
+        Some((
+            key.clone().unwrap_or_else(|| position.clone()),
+            Some(Err(reject)),
+        ))
+    };
+    let json: serde_json::Value = match serde_json::from_slice(bytes) {
+        Ok(json) => json,
+        Err(_) if std::str::from_utf8(bytes).is_err() => return reject("not UTF-8 at byte 27"),
+        Err(_) => return reject("not a JSON object: expected ident at line 1 column 2"),
+    };
+    match json["op"].as_str().unwrap() {
+        "x" => return reject("field \"op\": unknown operation \"x\""),
+        _ if key.is_none() => return reject("the message has no key"),
+        "d" => return key.map(|key| (key, None)),
+        _ => {}
+    }
+    let after = &json["after"];
+    let text = match &after["text"] {
+        serde_json::Value::String(text) => text,
+        serde_json::Value::Null => {
+            return reject("field \"text\": expected a string, found nothing");
+        }
+        _ => return reject("field \"text\": expected a string, found a whole number"),
+    };
+    let optional = |name: &str| match &after[name] {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => Some(Text::from(text.as_str())),
+        number => Some(number.to_string().into()),
+    };
+    let row = Bronze {
+        key: key.as_deref().unwrap().into(),
+        date: optional("date"),
+        user: optional("user"),
+        text: text.as_str().into(),
+        sentiment: optional("sentiment"),
+        source_file: position.as_str().into(),
+        processing_time: Log::received(partition, offset),
+    };
+    key.map(|key| (key, Some(Ok(row))))
+}
+
+fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>) -> Relations {
+    let mut relations = Relations::default();
+    for row in rows {
+        match row {
+            Err(reject) => relations.rejects.push(reject),
+            Ok(row) => {
+                derive_silver(&row, &mut relations);
+                relations.bronze.push(row);
+            }
+        }
+    }
+    for row in &relations.silver {
+        relations.gold.push(gold_of(row));
+    }
+    aggregate(&mut relations);
+    relations.sort();
+    relations
+}
+
+impl Relations {
+    fn sort(&mut self) {
+        self.bronze.sort();
+        self.silver.sort();
+        self.gold.sort();
+        self.scores.sort();
+        self.mention_sentiment.sort();
+        self.accuracy.sort();
+        self.users.sort();
+        self.rejects.sort();
+    }
+}
+
+fn derive_silver(row: &Bronze, relations: &mut Relations) {
+    let date = row.date.as_deref().unwrap_or_default();
+    match parse_date(date) {
+        Err(error) => relations.rejects.push(Reject {
+            position: row.source_file.clone(),
+            key: Some(row.key.clone()),
+            stage: "silver".into(),
+            reason: format!("field \"date\": {error}").into(),
+            raw: date.as_bytes().into(),
+            first_seen: row.processing_time,
+        }),
+        Ok(timestamp) => {
+            let rule = MentionRule::twitter();
+            for mention in &rule.extract(&row.text) {
+                relations.silver.push(Silver {
+                    key: row.key.clone(),
+                    timestamp: Timestamp(timestamp),
+                    mention: mention.handle.into(),
+                    cleaned_text: rule.cleaned(&row.text).into(),
+                    sentiment: row.sentiment.clone(),
+                });
+            }
+        }
+    }
+}
+
+/// The model of this test: a label and a confidence made from the text's bytes.
+fn predict(text: &str) -> Score {
+    let sum: u32 = text.bytes().map(u32::from).sum();
+    let label = ["negative", "neutral", "positive"][sum as usize % 3];
+    Score {
+        label: label.into(),
+        confidence: Confidence(sum % 1_000_000),
+    }
+}
+
+const FINGERPRINT: &str = "test-model";
+
+fn gold_of(row: &Silver) -> Gold {
+    let id = |label: Option<&str>| match label {
+        Some("negative") => 0,
+        Some("positive" | "4") => 1,
+        _ => -1,
+    };
+    let score = predict(&row.cleaned_text);
+    Gold {
+        key: row.key.clone(),
+        timestamp: row.timestamp,
+        mention: row.mention.clone(),
+        cleaned_text: row.cleaned_text.clone(),
+        sentiment: row.sentiment.clone(),
+        predicted_score: score.confidence,
+        predicted_sentiment: score.label.clone(),
+        sentiment_id: id(row.sentiment.as_deref()),
+        predicted_sentiment_id: id(Some(&score.label)),
+        model: FINGERPRINT.into(),
+    }
+}
+
+fn aggregate(relations: &mut Relations) {
+    let mut mentions: BTreeMap<Text, Vec<&Gold>> = BTreeMap::new();
+    let mut cells: BTreeMap<(Text, Text), i64> = BTreeMap::new();
+    let mut texts: BTreeMap<Text, Score> = BTreeMap::new();
+    for gold in &relations.gold {
+        mentions.entry(gold.mention.clone()).or_default().push(gold);
+        texts.insert(gold.cleaned_text.clone(), predict(&gold.cleaned_text));
+        if let Some(given) = &gold.sentiment {
+            let given = if &**given == "4" {
+                "positive".into()
+            } else {
+                given.clone()
+            };
+            *cells
+                .entry((given, gold.predicted_sentiment.clone()))
+                .or_default() += 1;
+        }
+    }
+    for (mention, rows) in mentions {
+        let given = |labels: &[&str]| {
+            let given = |row: &&&Gold| {
+                row.sentiment
+                    .as_deref()
+                    .is_some_and(|label| labels.contains(&label))
+            };
+            rows.iter().filter(given).count() as i64
+        };
+        let predicted = |label: &str| {
+            rows.iter()
+                .filter(|row| *row.predicted_sentiment == *label)
+                .count() as i64
+        };
+        let timestamps = || rows.iter().map(|row| row.timestamp);
+        relations.mention_sentiment.push(MentionSentiment {
+            mention,
+            min_timestamp: timestamps().min().unwrap(),
+            max_timestamp: timestamps().max().unwrap(),
+            negative: given(&["negative"]),
+            neutral: given(&["neutral"]),
+            positive: given(&["positive", "4"]),
+            total: given(&["negative", "neutral", "positive", "4"]),
+            predicted_negative: predicted("negative"),
+            predicted_neutral: predicted("neutral"),
+            predicted_positive: predicted("positive"),
+        });
+    }
+    for ((given_label, predicted_label), rows) in cells {
+        relations.accuracy.push(Accuracy {
+            model: FINGERPRINT.into(),
+            given_label,
+            predicted_label,
+            rows,
+        });
+    }
+    for (text, score) in texts {
+        relations.scores.push(TextScore {
+            text,
+            model: FINGERPRINT.into(),
+            label: score.label,
+            confidence: score.confidence,
+        });
+    }
+    let mut users: BTreeMap<Text, [i64; 2]> = BTreeMap::new();
+    for row in &relations.bronze {
+        if let Some(user) = &row.user {
+            let mentions = !MentionRule::twitter().extract(&row.text).is_empty();
+            users.entry(user.clone()).or_default()[usize::from(mentions)] += 1;
+        }
+    }
+    for (user, [without_mention, with_mention]) in users {
+        let tweets = with_mention + without_mention;
+        relations.users.push(User {
+            user,
+            tweets,
+            with_mention,
+            without_mention,
+        });
+    }
+}
+
+// ---- the system under test ---------------------------------------------------------------------
+
+/// The program's own environment, with a model that answers late and out of order.
+struct TestEnvironment {
+    inner: WorkerEnvironment,
+    asked: Arc<Mutex<Vec<Text>>>,
+}
+
+struct SlowModel {
+    asked: Arc<Mutex<Vec<Text>>>,
+}
+
+impl Model for SlowModel {
+    fn fingerprint(&self) -> Text {
+        FINGERPRINT.into()
+    }
+
+    fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>) {
+        self.asked.lock().unwrap().extend(texts.iter().cloned());
+        std::thread::spawn(move || {
+            for text in texts.into_iter().rev() {
+                let score = predict(&text);
+                reply.send(vec![(text, score)]);
+                std::thread::yield_now();
+            }
+        });
+    }
+}
+
+impl Environment for TestEnvironment {
+    fn model(&mut self, _: &str) -> Option<Box<dyn Model>> {
+        Some(Box::new(SlowModel {
+            asked: Arc::clone(&self.asked),
+        }))
+    }
+
+    fn sink(&mut self, relation: &'static str, schema: SchemaRef) -> Option<Box<dyn Sink>> {
+        self.inner.sink(relation, schema)
+    }
+
+    fn indexed(&self, _: &'static str) -> bool {
+        true
+    }
+
+    fn observer(&mut self, stage: &'static str) -> Observer {
+        self.inner.observer(stage)
+    }
+
+    fn rejected(&mut self) -> Box<dyn Fn(&str, String)> {
+        self.inner.rejected()
+    }
+
+    fn committer(&mut self) -> Option<Box<dyn Committer>> {
+        self.inner.committer()
+    }
+
+    fn checkpoint_interval(&self) -> u64 {
+        INTERVAL
+    }
+
+    fn restored_epoch(&self) -> Epoch {
+        self.inner.restored_epoch()
+    }
+
+    fn envelope(&self, _: &str) -> Envelope {
+        Envelope::Debezium
+    }
+
+    fn replays(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// The source ends, and everything becomes durable.
+    Clean,
+    /// The dataflow is dropped in the middle, and what was being written with it.
+    CutOff,
+}
+
+/// A run: how many workers, and how far each epoch reads.
+#[derive(Clone, Debug)]
+struct Run {
+    workers: usize,
+    /// Milliseconds to the next epoch, and messages of each partition.
+    epochs: Vec<(u64, [usize; PARTITIONS])>,
+    end: End,
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    let epoch = (1..900_u64, prop::array::uniform3(0..6_usize));
+    let end = prop::sample::select(vec![End::Clean, End::CutOff]);
+    (1..=4_usize, prop::collection::vec(epoch, 1..8), end).prop_map(|(workers, epochs, end)| Run {
+        workers,
+        epochs,
+        end,
+    })
+}
+
+/// An epoch, and up to which offset of each partition it reads.
+#[derive(Clone, Debug)]
+struct Step {
+    epoch: Epoch,
+    from: Vec<usize>,
+    to: Vec<usize>,
+}
+
+fn steps(run: &Run, log: &Log, restored: Epoch, consumed: &[usize]) -> Vec<Step> {
+    let mut epoch = restored;
+    let mut from = consumed.to_vec();
+    let mut steps = Vec::new();
+    for (pause, counts) in &run.epochs {
+        epoch += pause;
+        let to: Vec<_> = (0..PARTITIONS)
+            .map(|partition| (from[partition] + counts[partition]).min(log.0[partition].len()))
+            .collect();
+        steps.push(Step {
+            epoch,
+            from: from.clone(),
+            to: to.clone(),
+        });
+        from = to;
+    }
+    steps
+}
+
+/// What a worker read of a relation at an epoch.
+type Seen = (Epoch, &'static str, RecordBatch);
+
+fn work(
+    worker: &mut Worker,
+    process: &Arc<Process>,
+    asked: &Arc<Mutex<Vec<Text>>>,
+    log: &Log,
+    steps: &[Step],
+    end: End,
+    seen: &Sender<Seen>,
+) {
+    let mut environment = TestEnvironment {
+        inner: process.environment(worker.index()),
+        asked: Arc::clone(asked),
+    };
+    let settings = Settings {
+        rule: MentionRule::twitter(),
+        fold_case: false,
+    };
+    let Built {
+        mut intakes,
+        mut feeds,
+        mut indexes,
+        checkpointed,
+        computed,
+    } = worker
+        .dataflow::<Epoch, _, _>(|scope| mentions::build(scope, &mut environment, &settings))
+        .unwrap();
+    feeds[0].restore();
+    let intake = &mut intakes[0].1;
+    for step in steps {
+        let mut moved = Vec::new();
+        for partition in (0..PARTITIONS).filter(|number| number % worker.peers() == worker.index())
+        {
+            for offset in step.from[partition]..step.to[partition] {
+                let entry = &log.0[partition][offset];
+                intake.push(&Message {
+                    key: entry.key.as_deref(),
+                    value: entry.value.as_deref(),
+                    position: &Log::position(partition, offset),
+                    received: Log::received(partition, offset),
+                });
+            }
+            let next_offset = step.to[partition] as i64;
+            moved.push(Position {
+                partition: format!("t/{partition}").into(),
+                next_offset,
+            });
+        }
+        intake.close(step.epoch, moved).unwrap();
+        while !matches!(feeds[0].feed(), Fed::Epoch(..)) {}
+        while computed.less_equal(&step.epoch)
+            || indexes
+                .iter()
+                .any(|index| index.frontier().is_some_and(|first| first <= step.epoch))
+        {
+            worker.step_or_park(Some(Duration::from_millis(1)));
+        }
+        for index in &mut indexes {
+            let rows = index.read(step.epoch, None).unwrap();
+            seen.send((step.epoch, index.relation(), rows)).unwrap();
+            index.compact(step.epoch);
+        }
+    }
+    match end {
+        End::Clean => {
+            feeds[0].end();
+            while !checkpointed.as_ref().unwrap().done() {
+                worker.step_or_park(Some(Duration::from_millis(1)));
+            }
+        }
+        End::CutOff => {
+            for dataflow in worker.installed_dataflows() {
+                worker.drop_dataflow(dataflow);
+            }
+        }
+    }
+}
+
+fn plan(folder: &std::path::Path, workers: usize) -> Plan {
+    Plan {
+        pipeline: "mentions".to_owned(),
+        tick_ms: 100,
+        source: SourcePlan::Kafka(KafkaSettings {
+            properties: BTreeMap::new(),
+            topics: Vec::new(),
+        }),
+        mentions: Settings {
+            rule: MentionRule::twitter(),
+            fold_case: false,
+        },
+        model: None,
+        tables: Some(folder.to_owned()),
+        checkpoint_interval_ms: INTERVAL,
+        listen: None,
+        cluster: ClusterPlan {
+            workers,
+            process: 0,
+            hosts: Vec::new(),
+        },
+        until_idle: false,
+    }
+}
+
+/// The epoch of the last manifest and the offsets in it.
+fn last_checkpoint(folder: &std::path::Path) -> (Epoch, Vec<usize>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let manifests = Manifests::open(&TablesFolder::open(folder).unwrap()).unwrap();
+    let epochs = runtime.block_on(manifests.epochs()).unwrap();
+    let Some(epoch) = epochs.last() else {
+        return (0, vec![0; PARTITIONS]);
+    };
+    let manifest = runtime.block_on(manifests.read(*epoch)).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let offset = |partition: usize| {
+        manifest["positions"][format!("t/{partition}")]
+            .as_u64()
+            .unwrap_or(0) as usize
+    };
+    (*epoch, (0..PARTITIONS).map(offset).collect())
+}
+
+fn collect<'b>(batches: impl Iterator<Item = (&'static str, &'b RecordBatch)>) -> Relations {
+    fn add<R: Record>(rows: &mut Vec<R>, batch: &RecordBatch) {
+        rows.extend(R::from_batch(batch).unwrap());
+    }
+    let mut all = Relations::default();
+    for (relation, batch) in batches {
+        match relation {
+            "bronze" => add(&mut all.bronze, batch),
+            "silver" => add(&mut all.silver, batch),
+            "gold" => add(&mut all.gold, batch),
+            "scores" => add(&mut all.scores, batch),
+            "mention_sentiment" => add(&mut all.mention_sentiment, batch),
+            "accuracy" => add(&mut all.accuracy, batch),
+            "users" => add(&mut all.users, batch),
+            "rejects" => add(&mut all.rejects, batch),
+            other => panic!("unknown relation {other}"),
+        }
+    }
+    all.sort();
+    all
+}
+
+/// The tables as any reader of Delta finds them.
+fn read_tables(folder: &std::path::Path) -> Relations {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let folder = TablesFolder::open(folder).unwrap();
+    let mut batches = Vec::new();
+    for (relation, schema) in mentions::schemas() {
+        let table = runtime
+            .block_on(Table::open(&folder, relation, schema))
+            .unwrap();
+        for file in runtime.block_on(table.files()).unwrap() {
+            let rows = runtime.block_on(table.read(&file)).unwrap();
+            batches.extend(rows.into_iter().map(|batch| (relation, batch)));
+        }
+    }
+    collect(batches.iter().map(|(relation, batch)| (*relation, batch)))
+}
+
+fn check(entries: &[Entry], runs: &[Run]) {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Log::new(entries);
+    for run in runs {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let plan = plan(folder.path(), run.workers);
+        let process = Arc::new(
+            Process::new(plan, runtime.handle().clone(), Arc::new(Stop::default())).unwrap(),
+        );
+        // Finishes what the last run may have left half done.
+        process.open_tables().unwrap();
+        let (restored, consumed) = last_checkpoint(folder.path());
+        assert_eq!(process.restored_epoch(), restored);
+        assert_eq!(
+            read_tables(folder.path()),
+            recompute(&log, &consumed),
+            "tables at {restored}"
+        );
+
+        let steps = Arc::new(steps(run, &log, restored, &consumed));
+        let asked: Arc<Mutex<Vec<Text>>> = Arc::default();
+        let (seen, all_seen) = channel();
+        let seen = Mutex::new(seen);
+        let (worker_log, worker_steps, worker_asked) =
+            (log.clone(), Arc::clone(&steps), Arc::clone(&asked));
+        let end = run.end;
+        let guards = timely::execute(timely::Config::process(run.workers), move |worker| {
+            let seen = seen.lock().unwrap().clone();
+            work(
+                worker,
+                &process,
+                &worker_asked,
+                &worker_log,
+                &worker_steps,
+                end,
+                &seen,
+            );
+        });
+        guards
+            .unwrap()
+            .join()
+            .into_iter()
+            .for_each(|ended| ended.unwrap());
+
+        let mut by_epoch: HashMap<Epoch, Vec<(&'static str, RecordBatch)>> = HashMap::new();
+        for (epoch, relation, rows) in all_seen {
+            by_epoch.entry(epoch).or_default().push((relation, rows));
+        }
+        for step in steps.iter() {
+            let seen = collect(
+                by_epoch[&step.epoch]
+                    .iter()
+                    .map(|(relation, rows)| (*relation, rows)),
+            );
+            assert_eq!(
+                seen,
+                recompute(&log, &step.to),
+                "relations at {}",
+                step.epoch
+            );
+        }
+        check_asked(&log, &consumed, &steps, &asked.lock().unwrap());
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        if let (End::Clean, Some(last)) = (run.end, steps.last()) {
+            assert_eq!(
+                read_tables(folder.path()),
+                recompute(&log, &last.to),
+                "tables at the end"
+            );
+        }
+    }
+}
+
+/// P6: a text is asked for only where it appears, which is after an epoch without it.
+fn check_asked(log: &Log, consumed: &[usize], steps: &[Step], asked: &[Text]) {
+    let states = std::iter::once(consumed).chain(steps.iter().map(|step| &*step.to));
+    let states: Vec<_> = states
+        .map(|consumed| recompute(log, consumed).scores)
+        .collect();
+    let holds = |state: &[TextScore], text: &Text| state.iter().any(|row| row.text == *text);
+    for text in asked {
+        let appeared = states
+            .windows(2)
+            .filter(|pair| !holds(&pair[0], text) && holds(&pair[1], text));
+        let times = asked.iter().filter(|other| *other == text).count();
+        assert_eq!(times, appeared.count(), "how often \"{text}\" was scored");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn relations_and_tables_equal_a_batch_computation(
+        entries in log(),
+        runs in prop::collection::vec(run(), 1..4),
+    ) {
+        check(&entries, &runs);
+    }
+}
