@@ -144,22 +144,31 @@ fn serve(
     Ok(Some(address))
 }
 
-/// Asks everything to end at the first ctrl-C or SIGTERM; a second ctrl-C ends at once.
+/// Asks everything to end at the first ctrl-C or SIGTERM; a second one ends at once, and so does the
+/// first while there is nothing yet to be lost.
 async fn stop_on_signal(peeker: Peeker) {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return;
     };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
-    tracing::info!("stopping after a last checkpoint");
-    peeker.stop();
-    if tokio::signal::ctrl_c().await.is_ok() {
-        std::process::exit(130);
+    for attempt in 1.. {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if attempt > 1 || peeker.schemas().is_empty() {
+            std::process::exit(EXIT_INTERRUPTED);
+        }
+        tracing::info!("stopping after a last checkpoint; a second signal stops at once");
+        peeker.stop();
     }
 }
+
+/// Ended before a last checkpoint, as shells tell of ctrl-C.
+const EXIT_INTERRUPTED: i32 = 130;
 
 fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
     let cluster = process.plan().cluster.clone();

@@ -223,13 +223,17 @@ pub fn read(
         error,
     };
     let mut settings: Settings = toml::from_str(text).map_err(refused)?;
-    let mut table: Table = toml::from_str(text).map_err(refused)?;
+    // The defaults are part of what is overridden, so that one property does not replace them all.
+    let mut table = Table::try_from(&settings).unwrap_or_default();
     for (variable, value) in variables {
         let Some(path) = variable.strip_prefix(PREFIX) else {
             continue;
         };
-        let overridden = put(&mut table, &key_path(path), parse(&value))
-            .and_then(|()| Settings::deserialize(table.clone()).map_err(|error| error.to_string()));
+        let path = key_path(path);
+        // A number may be meant as a string: a password of digits, say.
+        let plain = Value::String(value.clone());
+        let overridden =
+            put(&mut table, &path, parse(&value)).or_else(|_| put(&mut table, &path, plain));
         settings = overridden.map_err(|message| ConfigError::Variable {
             variable: variable.clone(),
             message: message.trim().replace('\n', " "),
@@ -257,7 +261,16 @@ fn parse(value: &str) -> Value {
     parsed.unwrap_or_else(|| Value::String(value.to_owned()))
 }
 
-fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
+/// Puts a value into the table, if settings can be made of it then.
+fn put(table: &mut Table, path: &[String], value: Value) -> Result<Settings, String> {
+    let mut changed = table.clone();
+    insert(&mut changed, path, value)?;
+    let settings = Settings::deserialize(changed.clone()).map_err(|error| error.to_string())?;
+    *table = changed;
+    Ok(settings)
+}
+
+fn insert(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
     match path {
         [] => Err("names no key".to_owned()),
         [key] => {
@@ -271,7 +284,7 @@ fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
             let section = section
                 .as_table_mut()
                 .ok_or("leads through a key that is no section")?;
-            put(section, rest, value)
+            insert(section, rest, value)
         }
     }
 }
@@ -344,7 +357,7 @@ mod tests {
                 ("ASSAY__TABLES__PATH", "/data/tables"),
                 ("ASSAY__SERVER__ENABLED", "false"),
                 ("ASSAY__SOURCE__KAFKA__TOPICS", "[\"a\", \"b\"]"),
-                ("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD", "secret"),
+                ("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD", "12345"),
                 ("ASSAY_TEST_KAFKA", "ignored"),
             ],
         )
@@ -352,7 +365,11 @@ mod tests {
         assert_eq!((settings.workers, settings.server.enabled), (3, false));
         assert_eq!(settings.tables.path, PathBuf::from("/data/tables"));
         assert_eq!(settings.source.kafka.topics, ["a", "b"]);
-        assert_eq!(settings.source.kafka.properties["sasl.password"], "secret");
+        assert_eq!(settings.source.kafka.properties["sasl.password"], "12345");
+        assert_eq!(
+            settings.source.kafka.properties["bootstrap.servers"],
+            "127.0.0.1:9092"
+        );
     }
 
     #[test]

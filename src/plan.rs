@@ -193,11 +193,9 @@ impl Check<'_> {
             }
             SourceKind::Kafka => {
                 let kafka = &settings.source.kafka;
-                self.require(
-                    !kafka.topics.is_empty(),
-                    "source.kafka.topics",
-                    "name at least one topic",
-                );
+                // Keys are told apart within a topic only.
+                let message = "name exactly one topic";
+                self.require(kafka.topics.len() == 1, "source.kafka.topics", message);
                 let brokers = kafka.properties.contains_key("bootstrap.servers");
                 let message =
                     "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";

@@ -1,7 +1,6 @@
 //! The only module that knows all three crates: what stands behind the names a pipeline asks for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -49,7 +48,7 @@ pub struct Process {
     tables: OnceLock<Tables>,
     stop: Arc<Stop>,
     progress: Arc<Progress>,
-    sources_caught_up: AtomicUsize,
+    sources_caught_up: Mutex<Vec<Epoch>>,
     caught_up: watch::Sender<Option<Epoch>>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
 }
@@ -91,7 +90,7 @@ impl Process {
             tables: OnceLock::new(),
             stop,
             progress: Arc::default(),
-            sources_caught_up: AtomicUsize::new(0),
+            sources_caught_up: Mutex::default(),
             caught_up: watch::Sender::new(None),
             durable: Arc::default(),
         })
@@ -134,9 +133,13 @@ impl Process {
 
     /// A source of this process has been read to its end, which it was at this epoch.
     pub fn caught_up(&self, epoch: Epoch) {
-        let caught_up = self.sources_caught_up.fetch_add(1, Ordering::AcqRel) + 1;
-        if caught_up == self.plan.cluster.workers {
-            self.caught_up.send_replace(Some(epoch));
+        let mut epochs = self
+            .sources_caught_up
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        epochs.push(epoch);
+        if epochs.len() == self.plan.cluster.workers {
+            self.caught_up.send_replace(epochs.iter().max().copied());
         }
     }
 
@@ -185,7 +188,7 @@ impl Process {
         let (commits, requests) = unbounded_channel();
         self.runtime
             .spawn(commit_all(store, requests, Arc::clone(&self.durable)));
-        // Only one thread opens tables, so there is nothing to be lost here.
+        // Of several workers that come here together one wins; what they found is the same.
         let _ = self.tables.set(Tables {
             relations,
             epoch,

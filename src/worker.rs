@@ -154,7 +154,8 @@ impl Turns {
         self.next_report = Instant::now() + REPORT_INTERVAL;
         let behind = |first: Epoch| Duration::from_millis(now_ms().saturating_sub(first));
         for index in self.answering.indexes() {
-            if let Some(first) = index.frontier() {
+            // Before the restored state is complete there is no epoch to be behind.
+            if let Some(first) = index.frontier().filter(|first| *first > 1) {
                 metrics::epoch_lag(index.relation(), behind(first));
             }
         }

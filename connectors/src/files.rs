@@ -38,6 +38,8 @@ pub struct FilesSource {
     events: Receiver<notify::Result<notify::Event>>,
     _watcher: RecommendedWatcher,
     next_scan: Instant,
+    /// Files that are there but could not be read: what they hold is unknown, not gone.
+    unreadable: HashSet<Arc<str>>,
 }
 
 /// Which files a worker reads: those whose path is placed on it.
@@ -107,6 +109,7 @@ impl FilesSource {
             events,
             _watcher: watcher,
             next_scan: Instant::now(),
+            unreadable: HashSet::new(),
         })
     }
 
@@ -158,10 +161,14 @@ impl FilesSource {
     /// The key of a file that holds rows and belongs to this worker.
     fn own_key(&self, path: &Path) -> Option<Arc<str>> {
         let kind = path.extension()?.to_str()?;
-        if !matches!(kind, "json" | "jsonl" | "ndjson") || hidden(path) {
+        if !matches!(kind, "json" | "jsonl" | "ndjson") {
             return None;
         }
-        let key = path.strip_prefix(&self.folder).ok()?.to_string_lossy();
+        let inside = path.strip_prefix(&self.folder).ok()?;
+        if inside.ancestors().any(hidden) {
+            return None;
+        }
+        let key = inside.to_string_lossy();
         self.share.holds(&key).then(|| key.as_ref().into())
     }
 
@@ -212,6 +219,7 @@ impl FilesSource {
         let read = fs::metadata(&path)
             .map(|metadata| Version::from(&metadata))
             .and_then(|version| Ok((version, fs::read(&path)?)));
+        self.unreadable.remove(key);
         let (version, bytes) = match read {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -219,6 +227,7 @@ impl FilesSource {
             }
             Err(error) => {
                 tracing::warn!(file = %path.display(), %error, "cannot read a file, will try again");
+                self.unreadable.insert(Arc::clone(key));
                 return;
             }
         };
@@ -230,11 +239,9 @@ impl FilesSource {
         let mut rows = Vec::with_capacity(old.len().max(1));
         let mut deliver_row = |row: &[u8]| {
             let index = rows.len();
-            let digest = if row.is_empty() {
-                0
-            } else {
-                xxh3_64(row).max(1)
-            };
+            // An empty line is no row; an empty file is one that cannot be used.
+            let absent = row.is_empty() && !one_row_a_file(key);
+            let digest = if absent { 0 } else { xxh3_64(row).max(1) };
             let before = old.get(index).copied().unwrap_or(0);
             rows.push(digest);
             if digest != before {
@@ -292,7 +299,6 @@ fn deliver_one(
     deliver: &mut dyn FnMut(&Message<'_>),
 ) {
     if one_row_a_file(file) {
-        // An empty file is a row that cannot be used, not the absence of one.
         deliver(&Message {
             key: Some(file.as_bytes()),
             value,
@@ -339,7 +345,8 @@ impl Source for FilesSource {
     fn durable(&mut self, _: &[Offset]) {}
 
     fn lag(&self) -> Vec<Offset> {
-        vec![("files".into(), self.to_read.len() as i64)]
+        let share = format!("files/{}", self.share.worker);
+        vec![(share.into(), self.to_read.len() as i64)]
     }
 
     fn replays(&self) -> bool {
@@ -351,7 +358,7 @@ impl Source for FilesSource {
             Some((file, _)) if !one_row_a_file(key) => file,
             _ => key,
         };
-        self.share.holds(file)
+        self.share.holds(file) && !self.unreadable.contains(file)
     }
 }
 
@@ -412,6 +419,9 @@ mod tests {
         write("a.json", "{1}");
         write("b.jsonl", "{2}\n\n{3}\n{4}");
         write(".hidden.json", "{}");
+        fs::create_dir(folder.path().join(".staging")).unwrap();
+        write(".staging/d.json", "{}");
+        write("empty.json", "");
         write("notes.txt", "x");
         let mut source = open(folder.path());
         let mut seen = Rows::new();
@@ -421,8 +431,10 @@ mod tests {
             rows(&[
                 ("a.json", "{1}"),
                 ("b.jsonl#1", "{2}"),
+                ("empty.json", ""),
                 ("b.jsonl#3", "{3}"),
-                ("b.jsonl#4", "{4}")
+                ("b.jsonl#4", "{4}"),
+                ("empty.json", ""),
             ])
         );
 
@@ -435,9 +447,11 @@ mod tests {
             seen,
             rows(&[
                 ("b.jsonl#1", "{2}"),
+                ("empty.json", ""),
                 ("b.jsonl#2", "{5}"),
                 ("b.jsonl#3", "{3}"),
-                ("deep/c.json", "{6}")
+                ("deep/c.json", "{6}"),
+                ("empty.json", ""),
             ])
         );
     }

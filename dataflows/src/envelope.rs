@@ -162,9 +162,12 @@ fn read_key(envelope: Envelope, message: &Message<'_>) -> Result<Option<Text>, S
         return Ok(Some(text.into()));
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    match KeySeed.deserialize(&mut json) {
+    let parsed = KeySeed
+        .deserialize(&mut json)
+        .and_then(|key| json.end().map(|()| key));
+    match parsed {
         Ok(key) => Ok(key.map(Text::from)),
-        // Keys of connectors without a JSON converter are plain strings.
+        // Keys of connectors without a JSON converter are plain strings, and may begin as JSON does.
         Err(_) => Ok(Some(text.into())),
     }
 }
@@ -519,6 +522,7 @@ mod tests {
         assert_eq!(text(r#"{"id":"a b"}"#), "a b");
         assert_eq!(text("17"), "17");
         assert_eq!(text("plain"), "plain");
+        assert_eq!(text("2009-04-06"), "2009-04-06");
         assert_eq!(text(r#"{"a":1,"b":"x"}"#), r#"{"a":1,"b":"x"}"#);
         assert_eq!(
             decode_note(Envelope::Upsert, Some("17"), None),

@@ -4,8 +4,8 @@
 //! - [`onnx`]: a text classifier in ONNX with a Hugging Face tokenizer, run by tract.
 //! - [`pool`]: batches of equal length on threads of their own.
 //!
-//! A score is a function of its text alone: a batch holds texts of exactly one token count, without
-//! padding, in 32-bit floats, so a text gets the same score alone and in any company.
+//! A score is a function of its text alone: a text is padded by a rule that looks at nothing else, and a
+//! batch holds texts of one length, in 32-bit floats, so a text gets the same score in any company.
 
 pub mod files;
 pub mod onnx;

@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 use crate::onnx::{TextClassifier, Tokens};
 use crate::{ModelError, Prediction};
 
-/// Texts in a batch: more gain nothing, because the model is bound by arithmetic.
-const BATCH: usize = 16;
-
 /// Texts a thread tokenizes at a time.
 const TOKENIZE: usize = 64;
 
@@ -166,7 +163,7 @@ impl Shared {
             if queue.stopping {
                 return None;
             }
-            if let Some(work) = queue.take() {
+            if let Some(work) = queue.take(self.model.batch_limit()) {
                 return Some(work);
             }
             queue = self
@@ -239,7 +236,7 @@ impl Queue {
         });
     }
 
-    fn take(&mut self) -> Option<Work> {
+    fn take(&mut self, batch_limit: usize) -> Option<Work> {
         if !self.texts.is_empty() && self.tokenized_count < TOKENIZED {
             let count = self.texts.len().min(TOKENIZE);
             return Some(Work::Tokenize(self.texts.drain(..count).collect()));
@@ -251,7 +248,7 @@ impl Queue {
             .min();
         let (_, length) = oldest?;
         let jobs = self.tokenized.get_mut(&length)?;
-        let batch: Vec<_> = jobs.drain(..jobs.len().min(BATCH)).collect();
+        let batch: Vec<_> = jobs.drain(..jobs.len().min(batch_limit)).collect();
         self.tokenized_count -= batch.len();
         Some(Work::Classify(batch))
     }

@@ -27,6 +27,9 @@ pub struct Manifest {
     pub epoch: u64,
     /// The next offset of every partition ever read, by `topic/partition`.
     pub positions: BTreeMap<String, i64>,
+    /// The epoch that every table's log carried before this checkpoint; a table that no checkpoint
+    /// had changed is absent.
+    pub before: BTreeMap<String, u64>,
     /// What each changed table's log must say, in Delta's own words, by relation.
     pub changes: BTreeMap<String, Vec<Box<RawValue>>>,
 }
@@ -47,6 +50,15 @@ pub enum Refusal {
         table: i64,
         /// The last manifest's epoch, or 0 if there is none.
         manifest: u64,
+    },
+    /// A table does not carry the epoch that the checkpoints gave it.
+    #[error(
+        "table \"{relation}\" is not as the last checkpoint left it: was its folder removed or taken \
+         from a backup? Restore it, or remove all tables to read the source from its beginning"
+    )]
+    TableLost {
+        /// The table's relation.
+        relation: String,
     },
     /// The folder belongs to another pipeline.
     #[error("the tables belong to pipeline \"{found}\", not \"{wanted}\"; use another folder")]
@@ -95,9 +107,15 @@ pub fn recover(
                 manifest: epoch,
             });
         }
-        let changed = last.is_some_and(|manifest| manifest.changes.contains_key(relation));
-        if changed && table < epoch as i64 {
+        let Some(last) = last else { continue };
+        let before = last.before.get(relation).map_or(0, |epoch| *epoch as i64);
+        let changed = last.changes.contains_key(relation);
+        if changed && table == before {
             behind.push(relation.clone());
+        } else if table != if changed { epoch as i64 } else { before } {
+            return Err(Refusal::TableLost {
+                relation: relation.clone(),
+            });
         }
     }
     Ok(behind)
@@ -112,12 +130,16 @@ pub fn application(pipeline: &str, relation: &str) -> String {
 mod tests {
     use super::*;
 
-    fn manifest(epoch: u64, changed: &[&str]) -> Manifest {
+    fn manifest(epoch: u64, before: &[(&str, u64)], changed: &[&str]) -> Manifest {
         Manifest {
             format: FORMAT,
             pipeline: "mentions".to_owned(),
             epoch,
             positions: BTreeMap::new(),
+            before: before
+                .iter()
+                .map(|(name, epoch)| (name.to_string(), *epoch))
+                .collect(),
             changes: changed
                 .iter()
                 .map(|name| (name.to_string(), Vec::new()))
@@ -134,19 +156,44 @@ mod tests {
 
     #[test]
     fn only_changed_tables_that_have_not_heard_are_told_again() {
-        let last = manifest(20, &["bronze", "silver"]);
-        let tables = applied(&[
+        let before = [("silver", 10), ("users", 10)];
+        let last = manifest(20, &before, &["bronze", "silver"]);
+        let behind =
+            |tables: &[(&str, Option<i64>)]| recover("mentions", Some(&last), &applied(tables));
+        let tables = [
             ("bronze", Some(20)),
             ("silver", Some(10)),
             ("users", Some(10)),
-        ]);
+        ];
+        assert_eq!(behind(&tables), Ok(vec!["silver".to_owned()]));
+        let tables = [
+            ("bronze", None),
+            ("silver", Some(20)),
+            ("users", Some(10)),
+            ("gold", None),
+        ];
+        assert_eq!(behind(&tables), Ok(vec!["bronze".to_owned()]));
         assert_eq!(
-            recover("mentions", Some(&last), &tables),
-            Ok(vec!["silver".to_owned()])
+            recover("mentions", None, &applied(&[("bronze", None)])),
+            Ok(vec![])
         );
-        let tables = applied(&[("bronze", None), ("silver", None)]);
-        assert_eq!(recover("mentions", Some(&last), &tables).unwrap().len(), 2);
-        assert_eq!(recover("mentions", None, &tables), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_table_that_was_lost_is_refused() {
+        let last = manifest(20, &[("silver", 10), ("users", 10)], &["silver"]);
+        for tables in [
+            [("users", None)],
+            [("users", Some(5))],
+            [("silver", None)],
+            [("silver", Some(5))],
+        ] {
+            let refusal = recover("mentions", Some(&last), &applied(&tables));
+            assert!(
+                matches!(refusal, Err(Refusal::TableLost { .. })),
+                "{tables:?}"
+            );
+        }
     }
 
     #[test]
@@ -158,12 +205,12 @@ mod tests {
                 Err(Refusal::TableAhead { .. })
             )
         };
-        assert!(refused(None) && refused(Some(&manifest(20, &[]))));
+        assert!(refused(None) && refused(Some(&manifest(20, &[], &[]))));
     }
 
     #[test]
     fn another_pipelines_or_programs_manifest_is_refused() {
-        let last = manifest(20, &[]);
+        let last = manifest(20, &[], &[]);
         let refusal = recover("songs", Some(&last), &applied(&[]));
         assert!(matches!(refusal, Err(Refusal::OtherPipeline { .. })));
         let last = Manifest { format: 2, ..last };

@@ -32,7 +32,7 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// Someone else has written this checkpoint.
-    #[error("another process has committed epoch {0} to the same tables; only one may write them")]
+    #[error("another process has written epoch {0} to the same tables; only one may write them")]
     Taken(u64),
 }
 
@@ -43,6 +43,8 @@ pub struct Store {
     tables: BTreeMap<String, Table>,
     epoch: u64,
     positions: BTreeMap<String, i64>,
+    /// The epoch of each table's last change.
+    changed_at: BTreeMap<String, u64>,
 }
 
 /// A checkpoint to be committed.
@@ -85,6 +87,7 @@ impl Store {
             tables,
             epoch: 0,
             positions: BTreeMap::new(),
+            changed_at: BTreeMap::new(),
         };
         if let Some(last) = last {
             for relation in behind {
@@ -92,6 +95,7 @@ impl Store {
                 store.apply(&relation, &last).await?;
             }
             store.epoch = last.epoch;
+            store.changed_at = changed_at(&last);
             store.positions = last.positions;
         }
         Ok(store)
@@ -126,6 +130,7 @@ impl Store {
             pipeline: self.pipeline.clone(),
             epoch: commit.epoch,
             positions: self.positions.clone(),
+            before: self.changed_at.clone(),
             changes: commit.changes,
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|source| StoreError::Manifest {
@@ -140,6 +145,7 @@ impl Store {
             }
         }
         self.epoch = commit.epoch;
+        self.changed_at = changed_at(&manifest);
         self.forget_old_manifests().await;
         metrics::checkpoint(started.elapsed(), commit.epoch);
         tracing::debug!(
@@ -153,6 +159,7 @@ impl Store {
     async fn put(&self, manifest: &Manifest, bytes: Bytes) -> Result<(), StoreError> {
         let mut pause = Pause::default();
         loop {
+            self.require_own_history(manifest.epoch).await?;
             match self.manifests.put(manifest.epoch, bytes.clone()).await {
                 Ok(PutManifest::Created) => return Ok(()),
                 Ok(PutManifest::Existed) => {
@@ -164,6 +171,20 @@ impl Store {
                 }
                 Err(error) => pause.after(error.into()).await?,
             }
+        }
+    }
+
+    /// Finds another writer by the manifests it has put since our last.
+    async fn require_own_history(&self, next: u64) -> Result<(), StoreError> {
+        let epochs = match self.manifests.epochs().await {
+            Ok(epochs) => epochs,
+            // Putting will fail too, and is tried again.
+            Err(TableError::Storage { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match epochs.into_iter().rev().find(|epoch| *epoch != next) {
+            Some(newest) if newest != self.epoch => Err(StoreError::Taken(newest)),
+            _ => Ok(()),
         }
     }
 
@@ -211,6 +232,18 @@ impl Store {
             tracing::warn!(%error, "cannot remove old manifests");
         }
     }
+}
+
+/// The epoch that each table's log carries once it has heard of the manifest.
+fn changed_at(manifest: &Manifest) -> BTreeMap<String, u64> {
+    let mut changed_at = manifest.before.clone();
+    changed_at.extend(
+        manifest
+            .changes
+            .keys()
+            .map(|relation| (relation.clone(), manifest.epoch)),
+    );
+    changed_at
 }
 
 async fn read_manifest(manifests: &Manifests, epoch: u64) -> Result<Manifest, StoreError> {

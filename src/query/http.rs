@@ -143,7 +143,11 @@ async fn look_up(
     Path(name): Path<String>,
     Query(look_up): Query<LookUp>,
 ) -> Result<Json<Value>, Refusal> {
-    let Some(schema) = server.peeker.schemas().remove(&name) else {
+    let mut schemas = server.peeker.schemas();
+    if schemas.is_empty() {
+        return Err(ReadError::Unavailable("the dataflow is not running yet".to_owned()).into());
+    }
+    let Some(schema) = schemas.remove(&name) else {
         return Err(Refusal(
             StatusCode::NOT_FOUND,
             format!("there is no relation \"{name}\""),

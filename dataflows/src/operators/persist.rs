@@ -59,58 +59,60 @@ pub fn persist<'s, D: Record>(
     let by_digest = Exchange::new(|stored: &StoredRow| stored.digest as u64);
     let appending_sink = Rc::clone(&sink);
     let name = format!("Persist: {}", D::RELATION);
-    let output = rows
-        .inner
-        .binary_frontier(stored, by_row, by_digest, &name, |_, info| {
-            let answers: Answers<Written> = Answers::new(&scope, &info);
-            let mut stash: Stash<(D, Diff)> = Stash::new();
-            let mut table = Locations::new(files);
-            let mut in_flight: Option<(Capability<Epoch>, Vec<u128>)> = None;
-            move |(rows, rows_frontier), (stored, stored_frontier), output| {
-                // 1. Take in: rows wait for their checkpoint, stored rows are known at once.
-                stored.for_each(|_, data| data.drain(..).for_each(|row| table.restore(row)));
-                rows.for_each(|capability, data| {
-                    for (row, epoch, diff) in data.drain(..) {
-                        stash.at(&capability, schedule(epoch)).push((row, diff));
+    let output =
+        rows.inner
+            .binary_frontier(stored, by_row, by_digest, &name, |capability, info| {
+                let answers: Answers<Written> = Answers::new(&scope, &info);
+                let mut stash: Stash<(D, Diff)> = Stash::new();
+                // The table is compared even where the relation holds nothing.
+                stash.defer(&capability, RESTORED);
+                let mut table = Locations::new(files);
+                let mut in_flight: Option<(Capability<Epoch>, Vec<u128>)> = None;
+                move |(rows, rows_frontier), (stored, stored_frontier), output| {
+                    // 1. Take in: rows wait for their checkpoint, stored rows are known at once.
+                    stored.for_each(|_, data| data.drain(..).for_each(|row| table.restore(row)));
+                    rows.for_each(|capability, data| {
+                        for (row, epoch, diff) in data.drain(..) {
+                            stash.at(&capability, schedule(epoch)).push((row, diff));
+                        }
+                    });
+                    // 2. When the new rows of a checkpoint have been written, remember where.
+                    if let (Some(_), Some(written)) = (&in_flight, answers.try_next())
+                        && let Some((capability, digests)) = in_flight.take()
+                    {
+                        table.append(digests, written.file);
+                        let done = written.actions.into_iter().map(ToFiles::Written);
+                        output.session(&capability).give_iterator(done);
                     }
-                });
-                // 2. When the new rows of a checkpoint have been written, remember where.
-                if let (Some(_), Some(written)) = (&in_flight, answers.try_next())
-                    && let Some((capability, digests)) = in_flight.take()
-                {
-                    table.append(digests, written.file);
-                    let done = written.actions.into_iter().map(ToFiles::Written);
-                    output.session(&capability).give_iterator(done);
+                    // 3. Start the next checkpoint that is complete, one at a time.
+                    while in_flight.is_none() {
+                        let frontiers = [rows_frontier, stored_frontier];
+                        let Some((capability, mut changes)) = stash.pop_complete(&frontiers) else {
+                            break;
+                        };
+                        consolidate(&mut changes);
+                        if *capability.time() == RESTORED {
+                            let first = capability.delayed(&first_checkpoint);
+                            let (missing, surplus) = table.reconcile(changes);
+                            appending_sink
+                                .borrow_mut()
+                                .compared(missing.len(), surplus.len());
+                            give_deletions(output, &first, surplus);
+                            stash.defer(&first, first_checkpoint).extend(missing);
+                            continue;
+                        }
+                        let (new, deletions) = table.split(changes);
+                        give_deletions(output, &capability, deletions);
+                        if !new.is_empty() {
+                            let digests = new.iter().map(digest).collect();
+                            appending_sink
+                                .borrow_mut()
+                                .append(D::to_batch(&new), answers.reply());
+                            in_flight = Some((capability, digests));
+                        }
+                    }
                 }
-                // 3. Start the next checkpoint that is complete, one at a time.
-                while in_flight.is_none() {
-                    let frontiers = [rows_frontier, stored_frontier];
-                    let Some((capability, mut changes)) = stash.pop_complete(&frontiers) else {
-                        break;
-                    };
-                    consolidate(&mut changes);
-                    if *capability.time() == RESTORED {
-                        let first = capability.delayed(&first_checkpoint);
-                        let (missing, surplus) = table.reconcile(changes);
-                        appending_sink
-                            .borrow_mut()
-                            .compared(missing.len(), surplus.len());
-                        give_deletions(output, &first, surplus);
-                        stash.defer(&first, first_checkpoint).extend(missing);
-                        continue;
-                    }
-                    let (new, deletions) = table.split(changes);
-                    give_deletions(output, &capability, deletions);
-                    if !new.is_empty() {
-                        let digests = new.iter().map(digest).collect();
-                        appending_sink
-                            .borrow_mut()
-                            .append(D::to_batch(&new), answers.reply());
-                        in_flight = Some((capability, digests));
-                    }
-                }
-            }
-        });
+            });
     let (written, deletions) = output.ok_err(|part| match part {
         ToFiles::Written(action) => Ok(action),
         ToFiles::Deletion(deletion) => Err(deletion),

@@ -84,7 +84,9 @@ pub fn score<'s, D: ExchangeData>(
                 // 4. Restored scores that no restored row holds are no longer needed.
                 if restoring && !frontiers.iter().any(|frontier| frontier.less_equal(&0)) {
                     restoring = false;
-                    memo.texts.retain(|_, entry| entry.live > 0);
+                    memo.texts.retain(|_, entry| {
+                        entry.live > 0 || matches!(entry.state, State::Asked(_))
+                    });
                 }
             }
         });

@@ -296,7 +296,7 @@ mod tests {
         let sql = "select name, sum(n) as n from counts group by name order by name";
         assert_eq!(
             run(sql, &relations).unwrap(),
-            r#"[{"name":"a","n":1},{"name":"b","n":5}]"#
+            r#"[{"n":1,"name":"a"},{"n":5,"name":"b"}]"#
         );
         assert_eq!(
             run("select * from counts where n > 9", &relations).unwrap(),
