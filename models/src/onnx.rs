@@ -253,13 +253,13 @@ mod tests {
     #[test]
     fn a_score_does_not_depend_on_its_company() {
         let model = built_in();
-        for words in 1..40 {
+        for words in (1..40).step_by(4) {
             let text = |n: usize| {
                 (0..words)
                     .map(|w| format!("w{} ", (n * 31 + w * 17) % 97))
                     .collect()
             };
-            let texts: Vec<String> = (0..60).map(text).collect();
+            let texts: Vec<String> = (0..32).map(text).collect();
             let tokens = texts.iter().map(|text| model.tokenize(text).unwrap());
             let mut lengths: BTreeMap<usize, Vec<Tokens>> = BTreeMap::new();
             tokens.for_each(|tokens| lengths.entry(tokens.len()).or_default().push(tokens));

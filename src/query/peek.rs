@@ -328,8 +328,7 @@ impl Answering {
 
     fn send(&mut self, request: Request) {
         if let Some(requests) = &mut self.requests {
-            requests.send(request);
-            requests.flush();
+            send_now(requests, request);
         }
     }
 
@@ -349,12 +348,12 @@ impl Answering {
             };
             let rows = rows.and_then(|rows| encode(&rows).ok());
             if let Some(parts) = &mut self.parts {
-                parts.send(Part {
+                let part = Part {
                     number: read.number,
                     asker: read.asker,
                     rows,
-                });
-                parts.flush();
+                };
+                send_now(parts, part);
             }
         }
     }
@@ -380,6 +379,14 @@ impl Answering {
             }
         }
     }
+}
+
+/// Sends at once. Flushing alone would leave the record in the buffers between workers, which only
+/// an advance of time empties; the times themselves mean nothing.
+fn send_now<D: Clone + 'static>(input: &mut InputHandleVec<u64, D>, record: D) {
+    input.send(record);
+    let next = input.time() + 1;
+    input.advance_to(next);
 }
 
 fn collect<D: Clone + 'static>(stream: StreamVec<'_, u64, D>, queue: &Queue<D>) {

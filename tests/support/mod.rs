@@ -1,0 +1,247 @@
+//! What tests of the whole program share: running it, asking it, reading its tables.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use connectors::delta::{Table, TablesFolder};
+use dataflows::pipelines::mentions;
+use serde_json::Value;
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A folder with a configuration, its tweets and its tables.
+pub struct Site {
+    pub folder: tempfile::TempDir,
+    pub port: u16,
+}
+
+impl Site {
+    /// A site whose configuration ends with these lines; server and tables are set already.
+    pub fn new(lines: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Self {
+            folder,
+            port: free_port(),
+        };
+        std::fs::create_dir(site.path("tweets")).unwrap();
+        site.configure(lines);
+        site
+    }
+
+    pub fn configure(&self, lines: &str) {
+        let text = format!("{lines}\n[server]\nlisten = \"127.0.0.1:{}\"\n", self.port);
+        std::fs::write(self.path("assay.toml"), text).unwrap();
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn tweet(&self, name: &str, text: &str) {
+        let json = serde_json::json!({
+            "date": "Mon Apr 06 22:19:45 PDT 2009", "user": "ada", "text": text, "sentiment": "positive",
+        });
+        std::fs::write(self.path("tweets").join(name), json.to_string()).unwrap();
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        let config = self.path("assay.toml");
+        let output = assay()
+            .arg("run")
+            .arg(config)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output
+    }
+
+    /// Starts the program and waits until its sources have been read to their end.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let log = std::fs::File::create(self.path("log.txt")).unwrap();
+        let config = self.path("assay.toml");
+        let child = assay()
+            .arg("run")
+            .arg(config)
+            .args(arguments)
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let running = Running {
+            child,
+            port: self.port,
+            log: self.path("log.txt"),
+        };
+        running.wait_for("readiness", || {
+            running
+                .get("/readyz")
+                .is_some_and(|(status, _)| status == 200)
+        });
+        running
+    }
+
+    /// All rows of all tables, as text, sorted; without the columns that tell of reading.
+    pub fn tables(&self) -> BTreeMap<&'static str, Vec<String>> {
+        tables(&self.path("tables"), &["processing_time", "first_seen"])
+    }
+}
+
+pub fn assay() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_assay"));
+    command.stdin(Stdio::null());
+    command
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// The program while it runs; killed when dropped.
+pub struct Running {
+    child: Child,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Running {
+    pub fn sql(&self, sql: &str) -> Vec<Value> {
+        self.answer(sql)["rows"].as_array().unwrap().clone()
+    }
+
+    pub fn answer(&self, sql: &str) -> Value {
+        let (status, body) = request(self.port, "POST", "/v1/sql", sql).expect("an answer");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// The single number that a query answers.
+    pub fn number(&self, sql: &str) -> i64 {
+        let row = self.sql(sql).remove(0);
+        row.as_object()
+            .unwrap()
+            .values()
+            .next()
+            .unwrap()
+            .as_i64()
+            .unwrap()
+    }
+
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        request(self.port, "GET", path, "")
+    }
+
+    /// Polls until the condition holds.
+    pub fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !condition() {
+            let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
+            assert!(
+                started.elapsed() < PATIENCE,
+                "waited in vain for {what}; the log says:\n{}",
+                log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends SIGTERM and expects a clean end.
+    pub fn stop(mut self) {
+        let signal = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(signal.success());
+        let status = self.child.wait().unwrap();
+        assert!(
+            status.success(),
+            "{status}: {}",
+            std::fs::read_to_string(&self.log).unwrap()
+        );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A request over HTTP/1.0; `None` if no one answers.
+pub fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+    .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// All rows of all Delta tables in a folder, as text, sorted, without some columns.
+pub fn tables(folder: &Path, without: &[&str]) -> BTreeMap<&'static str, Vec<String>> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let folder = TablesFolder::open(folder).unwrap();
+    let mut tables = BTreeMap::new();
+    for (relation, schema) in mentions::schemas() {
+        let table = runtime
+            .block_on(Table::open(&folder, relation, schema))
+            .unwrap();
+        let files = runtime.block_on(table.files()).unwrap();
+        let read = |file: &String| runtime.block_on(table.read(file)).unwrap();
+        let mut rows: Vec<_> = files
+            .iter()
+            .flat_map(read)
+            .flat_map(|batch| lines(&batch, without))
+            .collect();
+        rows.sort();
+        tables.insert(relation, rows);
+    }
+    tables
+}
+
+fn lines(batch: &RecordBatch, without: &[&str]) -> Vec<String> {
+    let rows = sql::to_json(std::slice::from_ref(batch)).unwrap();
+    let schema = batch.schema();
+    let columns: Vec<_> = schema
+        .fields()
+        .iter()
+        .filter(|field| !without.contains(&field.name().as_str()))
+        .collect();
+    let line = |row: &Value| {
+        columns.iter().fold(String::new(), |mut line, column| {
+            write!(line, "{}={} ", column.name(), row[column.name()]).unwrap();
+            line
+        })
+    };
+    rows.iter().map(line).collect()
+}
