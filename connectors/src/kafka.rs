@@ -40,6 +40,8 @@ pub struct KafkaSettings {
 impl KafkaSettings {
     fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
+        // The client wants a group even where none is told anything.
+        client.set("group.id", "assay");
         for (name, value) in &self.properties {
             client.set(name, value);
         }
