@@ -14,7 +14,8 @@ use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Envelope;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, Model, Observer, Reply, Score, Sink, Written,
+    Checkpoint, Committer, Environment, Model, Observer, RejectObserver, Reply, Score, Sink,
+    Written,
 };
 use dataflows::record::Confidence;
 use models::files::ModelFiles;
@@ -322,8 +323,8 @@ impl Environment for WorkerEnvironment {
         })
     }
 
-    fn rejected(&mut self) -> Box<dyn Fn(&str, String)> {
-        Box::new(|stage, class| metrics::rejected(stage, class))
+    fn rejected(&mut self) -> RejectObserver {
+        Box::new(metrics::rejected)
     }
 
     fn committer(&mut self) -> Option<Box<dyn Committer>> {

@@ -6,6 +6,11 @@
 //! few partitions, read by runs of 1 to 4 workers. Each run ends cleanly or is cut off; the next one
 //! continues at the positions of the last checkpoint. The model answers out of order, from a thread.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -26,7 +31,9 @@ use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{
     self, Accuracy, Bronze, Gold, MentionSentiment, Settings, Silver, TextScore, User,
 };
-use dataflows::ports::{Built, Committer, Environment, Fed, Model, Observer, Reply, Score, Sink};
+use dataflows::ports::{
+    Built, Committer, Environment, Fed, Model, Observer, RejectObserver, Reply, Score, Sink,
+};
 use dataflows::record::{Confidence, Record, Timestamp};
 use dataflows::reject::Reject;
 use proptest::prelude::*;
@@ -474,7 +481,7 @@ impl Environment for TestEnvironment {
         self.inner.observer(stage)
     }
 
-    fn rejected(&mut self) -> Box<dyn Fn(&str, String)> {
+    fn rejected(&mut self) -> RejectObserver {
         self.inner.rejected()
     }
 

@@ -1,6 +1,11 @@
 //! The program as its users run it: over files, with and without a model, killed, stopped, spread over
 //! workers and processes, and given all kinds of nonsense.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
 mod support;
 
 use std::path::Path;

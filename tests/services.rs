@@ -1,6 +1,11 @@
 //! The whole line against real services: rows of PostgreSQL, through Debezium and Kafka, into the
 //! tables. Needs `cargo xtask services up`; `cargo xtask test` brings it along.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
 mod support;
 
 use std::collections::{BTreeMap, HashMap};

@@ -165,6 +165,9 @@ pub trait Committer {
 /// Counts what passes a stage: insertions, then retractions, once a batch.
 pub type Observer = Box<dyn Fn(usize, usize)>;
 
+/// Counts a reject, by its stage and the kind of its reason.
+pub type RejectObserver = Box<dyn Fn(&str, String)>;
+
 /// What stands behind the names that a pipeline asks for, on one worker.
 pub trait Environment {
     /// The model of this name, or `None` if the pipeline runs without.
@@ -179,8 +182,8 @@ pub trait Environment {
     /// Counts the rows that pass a stage.
     fn observer(&mut self, stage: &'static str) -> Observer;
 
-    /// Counts a reject, by its stage and the kind of its reason.
-    fn rejected(&mut self) -> Box<dyn Fn(&str, String)>;
+    /// Counts what could not be used.
+    fn rejected(&mut self) -> RejectObserver;
 
     /// The committer, on the one worker that has it.
     fn committer(&mut self) -> Option<Box<dyn Committer>>;

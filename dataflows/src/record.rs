@@ -244,7 +244,7 @@ macro_rules! record {
     (
         $relation:literal;
         $(#[$meta:meta])*
-        pub struct $row:ident {
+        $vis:vis struct $row:ident {
             $(#[$first_meta:meta])* $first:ident : $first_type:ty,
             $( $(#[$field_meta:meta])* $field:ident : $type:ty, )*
         }
@@ -253,9 +253,9 @@ macro_rules! record {
         #[derive(
             Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize,
         )]
-        pub struct $row {
-            $(#[$first_meta])* pub $first: $first_type,
-            $( $(#[$field_meta])* pub $field: $type, )*
+        $vis struct $row {
+            $(#[$first_meta])* $vis $first: $first_type,
+            $( $(#[$field_meta])* $vis $field: $type, )*
         }
 
         impl $crate::record::Record for $row {
@@ -304,7 +304,7 @@ mod tests {
 
     record! { "samples";
         /// One of each column type.
-        pub struct Sample {
+        struct Sample {
             key: Text,
             note: Option<Text>,
             count: i64,
@@ -317,7 +317,7 @@ mod tests {
     fn sample(key: &str) -> Sample {
         Sample {
             key: key.into(),
-            note: (key.len() % 2 == 0).then(|| "even".into()),
+            note: (key.len().is_multiple_of(2)).then(|| "even".into()),
             count: -7,
             at: Timestamp(1_239_085_185_000_000),
             confidence: Confidence(987_654),

@@ -267,9 +267,12 @@ mod tests {
                 .values()
                 .flat_map(|tokens| tokens.chunks(model.batch_limit()))
             {
-                let alone = batch
-                    .iter()
-                    .map(|tokens| model.classify(&[tokens.clone()]).unwrap().remove(0));
+                let alone = batch.iter().map(|tokens| {
+                    model
+                        .classify(std::slice::from_ref(tokens))
+                        .unwrap()
+                        .remove(0)
+                });
                 assert_eq!(
                     alone.collect::<Vec<_>>(),
                     model.classify(batch).unwrap(),

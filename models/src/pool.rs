@@ -23,7 +23,10 @@ const TOKENIZE: usize = 64;
 const TOKENIZED: usize = 2_048;
 
 /// Takes the answers to texts submitted together; called from the pool's threads.
-pub type Answer = Arc<dyn Fn(Vec<(Arc<str>, Prediction)>) + Send + Sync>;
+pub type Answer = Arc<dyn Fn(Answers) + Send + Sync>;
+
+/// Texts with what the model says of each.
+pub type Answers = Vec<(Arc<str>, Prediction)>;
 
 /// A pool of scoring threads. Dropping it stops the threads; what waits is not answered.
 pub struct Pool {
@@ -207,7 +210,7 @@ impl Shared {
 
 /// Answers each asker once, with all of its texts.
 fn answer_all(predictions: impl Iterator<Item = ((Arc<str>, Answer), Prediction)>) {
-    let mut askers: Vec<(Answer, Vec<(Arc<str>, Prediction)>)> = Vec::new();
+    let mut askers: Vec<(Answer, Answers)> = Vec::new();
     for ((text, answer), prediction) in predictions {
         match askers
             .iter_mut()

@@ -262,14 +262,10 @@ impl Answering {
 
     /// The first epoch that may still change for one of these relations, or for any if none is named.
     fn frontier(&self, relations: &[String]) -> Option<Epoch> {
-        let named = |index: &&Box<dyn Index>| {
-            relations.is_empty() || relations.iter().any(|name| name == index.relation())
-        };
-        self.indexes
-            .iter()
-            .filter(named)
-            .filter_map(|index| index.frontier())
-            .min()
+        let named =
+            |relation| relations.is_empty() || relations.iter().any(|name| name == relation);
+        let indexes = self.indexes.iter().filter(|index| named(index.relation()));
+        indexes.filter_map(|index| index.frontier()).min()
     }
 
     fn compact(&mut self) {

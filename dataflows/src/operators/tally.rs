@@ -29,6 +29,9 @@ pub trait Aggregate: Default + 'static {
     fn row(&self, key: &Self::Key) -> Option<Self::Row>;
 }
 
+/// A key with what one row contributes to it.
+type Pair<A> = (<A as Aggregate>::Key, <A as Aggregate>::Value);
+
 /// Returns one row for each key that has something to tell.
 ///
 /// Each epoch touches only the keys that changed in it, at a cost that does not depend on how many
@@ -39,14 +42,9 @@ pub fn tally<'s, A: Aggregate>(
     values: Collection<'s, (A::Key, A::Value)>,
     name: &str,
 ) -> Collection<'s, A::Row> {
-    type Update<A> = (
-        (<A as Aggregate>::Key, <A as Aggregate>::Value),
-        Epoch,
-        Diff,
-    );
-    let by_key = Exchange::new(|((key, _), _, _): &Update<A>| place(key));
+    let by_key = Exchange::new(|((key, _), _, _): &(Pair<A>, Epoch, Diff)| place(key));
     let changes = values.inner.unary_frontier(by_key, name, |_, _| {
-        let mut stash: Stash<((A::Key, A::Value), Diff)> = Stash::new();
+        let mut stash: Stash<(Pair<A>, Diff)> = Stash::new();
         let mut aggregates: HashMap<A::Key, A> = HashMap::new();
         move |(input, frontier), output| {
             input.for_each(|capability, data| {
@@ -79,7 +77,7 @@ pub fn tally<'s, A: Aggregate>(
 /// Applies an epoch's updates; returns each key they touched with the row it had before.
 fn apply<A: Aggregate>(
     aggregates: &mut HashMap<A::Key, A>,
-    updates: Vec<((A::Key, A::Value), Diff)>,
+    updates: Vec<(Pair<A>, Diff)>,
 ) -> HashMap<A::Key, Option<A::Row>> {
     let mut before = HashMap::with_capacity(updates.len());
     for ((key, value), diff) in updates {
@@ -107,7 +105,7 @@ enum Values<V> {
     #[default]
     None,
     One(V, Diff),
-    Many(Box<BTreeMap<V, Diff>>),
+    Many(BTreeMap<V, Diff>),
 }
 
 impl<V: Ord + Clone> Extent<V> {
@@ -117,7 +115,7 @@ impl<V: Ord + Clone> Extent<V> {
             Values::None => Values::One(value, diff),
             Values::One(only, count) if only == value => Values::One(only, count + diff),
             Values::One(only, count) => {
-                Values::Many(Box::new(BTreeMap::from([(only, count), (value, diff)])))
+                Values::Many(BTreeMap::from([(only, count), (value, diff)]))
             }
             Values::Many(mut values) => {
                 let count = values.entry(value.clone()).or_insert(0);
