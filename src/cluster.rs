@@ -159,7 +159,7 @@ async fn stop_on_signal(peeker: Peeker) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if attempt > 1 || peeker.schemas().is_empty() {
+        if attempt > 1 || !peeker.answering() {
             std::process::exit(EXIT_INTERRUPTED);
         }
         tracing::info!("stopping after a last checkpoint; a second signal stops at once");

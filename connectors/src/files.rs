@@ -219,10 +219,14 @@ impl FilesSource {
         let read = fs::metadata(&path)
             .map(|metadata| Version::from(&metadata))
             .and_then(|version| Ok((version, fs::read(&path)?)));
-        self.unreadable.remove(key);
+        let was_unreadable = self.unreadable.remove(key);
         let (version, bytes) = match read {
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // What an unreadable file held is not known here; its one row is, by its key.
+                if was_unreadable && one_row_a_file(key) && !self.files.contains_key(key) {
+                    deliver_one(key, 0, None, deliver);
+                }
                 return self.forget(key, deliver);
             }
             Err(error) => {

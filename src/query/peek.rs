@@ -117,6 +117,11 @@ impl Peeker {
         .await?
     }
 
+    /// Whether the dataflow stands, so that asking it will be heard.
+    pub fn answering(&self) -> bool {
+        self.worker.get().is_some()
+    }
+
     /// Asks all processes to stop.
     pub fn stop(&self) {
         // If the worker is gone, it has stopped.

@@ -16,17 +16,17 @@ use dataflows::pipelines::mentions;
 use serde_json::Value;
 
 /// How long anything may take before a test gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A folder with a configuration, its tweets and its tables.
-pub struct Site {
-    pub folder: tempfile::TempDir,
-    pub port: u16,
+pub(crate) struct Site {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) port: u16,
 }
 
 impl Site {
     /// A site whose configuration ends with these lines; server and tables are set already.
-    pub fn new(lines: &str) -> Self {
+    pub(crate) fn new(lines: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let site = Self {
             folder,
@@ -37,16 +37,16 @@ impl Site {
         site
     }
 
-    pub fn configure(&self, lines: &str) {
+    pub(crate) fn configure(&self, lines: &str) {
         let text = format!("{lines}\n[server]\nlisten = \"127.0.0.1:{}\"\n", self.port);
         std::fs::write(self.path("assay.toml"), text).unwrap();
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn tweet(&self, name: &str, text: &str) {
+    pub(crate) fn tweet(&self, name: &str, text: &str) {
         let json = serde_json::json!({
             "date": "Mon Apr 06 22:19:45 PDT 2009", "user": "ada", "text": text, "sentiment": "positive",
         });
@@ -54,7 +54,7 @@ impl Site {
     }
 
     /// Runs the program to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let config = self.path("assay.toml");
         let output = assay()
             .arg("run")
@@ -71,7 +71,7 @@ impl Site {
     }
 
     /// Starts the program and waits until its sources have been read to their end.
-    pub fn start(&self, arguments: &[&str]) -> Running {
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let log = std::fs::File::create(self.path("log.txt")).unwrap();
         let config = self.path("assay.toml");
         let child = assay()
@@ -95,18 +95,18 @@ impl Site {
     }
 
     /// All rows of all tables, as text, sorted; without the columns that tell of reading.
-    pub fn tables(&self) -> BTreeMap<&'static str, Vec<String>> {
+    pub(crate) fn tables(&self) -> BTreeMap<&'static str, Vec<String>> {
         tables(&self.path("tables"), &["processing_time", "first_seen"])
     }
 }
 
-pub fn assay() -> Command {
+pub(crate) fn assay() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_assay"));
     command.stdin(Stdio::null());
     command
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -115,25 +115,25 @@ pub fn free_port() -> u16 {
 }
 
 /// The program while it runs; killed when dropped.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     port: u16,
     log: PathBuf,
 }
 
 impl Running {
-    pub fn sql(&self, sql: &str) -> Vec<Value> {
+    pub(crate) fn sql(&self, sql: &str) -> Vec<Value> {
         self.answer(sql)["rows"].as_array().unwrap().clone()
     }
 
-    pub fn answer(&self, sql: &str) -> Value {
+    pub(crate) fn answer(&self, sql: &str) -> Value {
         let (status, body) = request(self.port, "POST", "/v1/sql", sql).expect("an answer");
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
     }
 
     /// The single number that a query answers.
-    pub fn number(&self, sql: &str) -> i64 {
+    pub(crate) fn number(&self, sql: &str) -> i64 {
         let row = self.sql(sql).remove(0);
         row.as_object()
             .unwrap()
@@ -144,12 +144,12 @@ impl Running {
             .unwrap()
     }
 
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         request(self.port, "GET", path, "")
     }
 
     /// Polls until the condition holds.
-    pub fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
+    pub(crate) fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
         let started = Instant::now();
         while !condition() {
             let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -162,13 +162,13 @@ impl Running {
         }
     }
 
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Sends SIGTERM and expects a clean end.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let signal = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
             .status()
@@ -191,7 +191,7 @@ impl Drop for Running {
 }
 
 /// A request over HTTP/1.0; `None` if no one answers.
-pub fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
+pub(crate) fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     let length = body.len();
     write!(
@@ -208,7 +208,7 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> Option<(u16, 
 }
 
 /// All rows of all Delta tables in a folder, as text, sorted, without some columns.
-pub fn tables(folder: &Path, without: &[&str]) -> BTreeMap<&'static str, Vec<String>> {
+pub(crate) fn tables(folder: &Path, without: &[&str]) -> BTreeMap<&'static str, Vec<String>> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = TablesFolder::open(folder).unwrap();
     let mut tables = BTreeMap::new();
