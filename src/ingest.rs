@@ -31,7 +31,7 @@ pub struct Ingest {
 }
 
 /// The longest pause between attempts at a source that fails.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// How often lag is told, and durable offsets are passed on.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);

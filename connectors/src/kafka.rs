@@ -42,6 +42,8 @@ impl KafkaSettings {
         let mut client = ClientConfig::new();
         // The client wants a group even where none is told anything.
         client.set("group.id", "assay");
+        // A broker that comes back should be found soon; the client's own default is ten seconds.
+        client.set("reconnect.backoff.max.ms", "1000");
         for (name, value) in &self.properties {
             client.set(name, value);
         }
@@ -106,6 +108,11 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        // What matters comes back from a poll as well; while brokers are away this comes in floods.
+        tracing::debug!(facility, message, "kafka client");
+    }
+
     fn stats(&self, statistics: Statistics) {
         let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
         for (topic, statistics) in &statistics.topics {
@@ -122,8 +129,7 @@ impl ClientContext for Watch {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // What matters comes back from a poll as well; while brokers are away this comes in floods.
-        tracing::debug!(%error, reason, "kafka client reported an error");
+        tracing::debug!(%error, reason, "kafka client");
     }
 }
 
@@ -231,8 +237,8 @@ impl KafkaSource {
         Ok(())
     }
 
-    /// Turns an error of the client into a decision.
-    fn fail(error: &KafkaError) -> SourceError {
+    /// Turns an error of the client into one that may pass, or else gives it back as one that will not.
+    fn fail(error: &KafkaError) -> Result<SourceError, SourceError> {
         let lasting = matches!(
             error.rdkafka_error_code(),
             Some(
@@ -245,9 +251,9 @@ impl KafkaSource {
             )
         );
         if lasting {
-            SourceError::Fatal(format!("kafka: {error}"))
+            Err(SourceError::Fatal(format!("kafka: {error}")))
         } else {
-            SourceError::Retry(format!("kafka: {error}"))
+            Ok(SourceError::Retry(format!("kafka: {error}")))
         }
     }
 }
@@ -259,14 +265,23 @@ impl Source for KafkaSource {
         deliver: &mut dyn FnMut(&Message<'_>),
     ) -> Result<Polled, SourceError> {
         let mut wait = wait;
+        let mut delivered = false;
+        let mut failure = None;
         for _ in 0..MESSAGES_A_TURN {
             let message = match self.consumer.poll(wait) {
                 Some(Ok(message)) => message,
                 Some(Err(KafkaError::PartitionEOF(_))) => continue,
-                Some(Err(error)) => return Err(Self::fail(&error)),
+                Some(Err(error)) => {
+                    // The client goes on by itself, and queues an error for each attempt: all of
+                    // them are taken at once, lest old ones be met after the broker is back.
+                    failure = Some(Self::fail(&error)?);
+                    wait = Duration::ZERO;
+                    continue;
+                }
                 None => break,
             };
             wait = Duration::ZERO;
+            delivered = true;
             let place = self
                 .places
                 .get(message.topic())
@@ -284,6 +299,9 @@ impl Source for KafkaSource {
                 value: message.payload(),
                 position: &self.position,
             });
+        }
+        if let (Some(failure), false) = (failure, delivered) {
+            return Err(failure);
         }
         let watch = self.consumer.context();
         let caught_up = |partition: &PartitionState| {

@@ -1,0 +1,234 @@
+//! The real services, as `cargo xtask` starts them: connectors, topics and a table to change.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use assay::generate::tweets::{ChangeGenerator, GeneratedTweet};
+use connectors::files::Share;
+use connectors::kafka::{KafkaSettings, KafkaSource};
+use connectors::postgres::TweetWriter;
+use serde_json::{Value, json};
+
+use super::{PATIENCE, Site, request};
+
+/// The services, as `cargo xtask` tells of them.
+pub(crate) struct Services {
+    kafka: String,
+    connect_port: u16,
+    postgres: String,
+}
+
+impl Services {
+    pub(crate) fn find() -> Self {
+        let variable = |name: &str| {
+            std::env::var(name).unwrap_or_else(|_| {
+                panic!("{name} is not set; run `cargo xtask test`, or `cargo xtask services up` and its env")
+            })
+        };
+        let connect = variable("ASSAY_TEST_CONNECT");
+        Self {
+            kafka: variable("ASSAY_TEST_KAFKA"),
+            connect_port: connect
+                .rsplit_once(':')
+                .unwrap()
+                .1
+                .trim_end_matches('/')
+                .parse()
+                .unwrap(),
+            postgres: variable("ASSAY_TEST_POSTGRES"),
+        }
+    }
+
+    /// Starts a connector for one table; its topic is `NAME.public.NAME`.
+    pub(crate) fn capture(&self, name: &str, schemas: bool) -> Connector {
+        let (user, rest) = self
+            .postgres
+            .trim_start_matches("postgres://")
+            .split_once(':')
+            .unwrap();
+        let (password, rest) = rest.split_once('@').unwrap();
+        let (address, database) = rest.split_once('/').unwrap();
+        let (host, port) = address.split_once(':').unwrap();
+        let config = json!({
+            "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+            "tasks.max": "1",
+            "database.hostname": host, "database.port": port, "database.user": user,
+            "database.password": password, "database.dbname": database,
+            "topic.prefix": name, "table.include.list": format!("public.{name}"),
+            "plugin.name": "pgoutput", "slot.name": name, "publication.name": name,
+            "publication.autocreate.mode": "filtered", "snapshot.mode": "initial",
+            "poll.interval.ms": "50",
+            "topic.creation.default.replication.factor": "1",
+            "topic.creation.default.partitions": "3",
+            "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "key.converter.schemas.enable": schemas.to_string(),
+            "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "value.converter.schemas.enable": schemas.to_string(),
+        });
+        let path = format!("/connectors/{name}/config");
+        let (status, body) = request(self.connect_port, "PUT", &path, &config.to_string()).unwrap();
+        assert!(status == 201 || status == 200, "{status}: {body}");
+        let connector = Connector {
+            port: self.connect_port,
+            name: name.to_owned(),
+        };
+        connector.wait_until_running();
+        self.wait_for_topic(&connector.topic());
+        connector
+    }
+
+    pub(crate) fn wait_for_topic(&self, topic: &str) {
+        let settings = KafkaSettings {
+            properties: BTreeMap::from([("bootstrap.servers".to_owned(), self.kafka.clone())]),
+            topics: vec![topic.to_owned()],
+        };
+        let nobody = Share {
+            worker: usize::MAX,
+            workers: usize::MAX,
+        };
+        wait_for(topic, || {
+            KafkaSource::open(&settings, nobody, &HashMap::new()).is_ok()
+        });
+    }
+
+    /// Stops or starts one of them.
+    pub(crate) fn order(&self, order: &[&str]) {
+        let xtask = std::env::var("ASSAY_TEST_XTASK").expect("`cargo xtask` tells where it is");
+        let done = Command::new(xtask)
+            .arg("services")
+            .args(order)
+            .status()
+            .unwrap();
+        assert!(done.success(), "services {order:?}");
+    }
+
+    pub(crate) fn site(&self, topic: &str, lines: &str) -> Site {
+        let kafka = &self.kafka;
+        Site::new(&format!(
+            "[source]\nkind = \"kafka\"\n[source.kafka]\ntopics = [\"{topic}\"]\n\
+             [source.kafka.properties]\n\"bootstrap.servers\" = \"{kafka}\"\n\"group.id\" = \"{topic}\"\n{lines}"
+        ))
+    }
+}
+
+/// A connector that is deleted when dropped.
+pub(crate) struct Connector {
+    port: u16,
+    name: String,
+}
+
+impl Connector {
+    pub(crate) fn topic(&self) -> String {
+        format!("{0}.public.{0}", self.name)
+    }
+
+    pub(crate) fn wait_until_running(&self) {
+        let path = format!("/connectors/{}/status", self.name);
+        wait_for("the connector", || {
+            let Some((200, body)) = request(self.port, "GET", &path, "") else {
+                return false;
+            };
+            let status: Value = serde_json::from_str(&body).unwrap();
+            status["tasks"].as_array().is_some_and(|tasks| {
+                !tasks.is_empty() && tasks.iter().all(|task| task["state"] == "RUNNING")
+            })
+        });
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        request(
+            self.port,
+            "DELETE",
+            &format!("/connectors/{}", self.name),
+            "",
+        );
+    }
+}
+
+pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A table and a model of what it should hold.
+pub(crate) struct Rows {
+    runtime: tokio::runtime::Runtime,
+    writer: TweetWriter,
+    pub(crate) rows: BTreeMap<i64, GeneratedTweet>,
+    changes: ChangeGenerator,
+}
+
+impl Rows {
+    pub(crate) fn new(services: &Services, table: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let table = format!("public.{table}");
+        let writer = runtime
+            .block_on(TweetWriter::connect(&services.postgres, &table))
+            .unwrap();
+        let changes = ChangeGenerator::new(11, 1_000).with_shares(0.3, 0.2);
+        Self {
+            runtime,
+            writer,
+            rows: BTreeMap::new(),
+            changes,
+        }
+    }
+
+    pub(crate) fn write(&mut self, rows: &[(i64, Option<GeneratedTweet>)]) {
+        let writes: Vec<_> = rows
+            .iter()
+            .map(|(id, tweet)| {
+                let row = tweet
+                    .as_ref()
+                    .map(|t| [&*t.date, &*t.user, &*t.text, &*t.sentiment]);
+                (*id, row)
+            })
+            .collect();
+        self.runtime.block_on(self.writer.write(&writes)).unwrap();
+        for (id, tweet) in rows {
+            match tweet {
+                Some(tweet) => drop(self.rows.insert(*id, tweet.clone())),
+                None => drop(self.rows.remove(id)),
+            }
+        }
+    }
+
+    /// Inserts, updates and deletes, in transactions of ten.
+    pub(crate) fn change(&mut self, count: usize) {
+        for _ in 0..count / 10 {
+            let changes: Vec<_> = (0..10).map(|_| self.changes.next_change()).collect();
+            let rows: Vec<_> = changes
+                .into_iter()
+                .map(|change| (change.id, change.tweet))
+                .collect();
+            self.write(&rows);
+        }
+    }
+
+    /// The lines of bronze that the rows should have, without those that tell of reading.
+    pub(crate) fn bronze(&self) -> Vec<String> {
+        let line = |(id, tweet): (&i64, &GeneratedTweet)| {
+            let json = |text: &str| Value::from(text).to_string();
+            format!(
+                "key=\"{id}\" date={} user={} text={} sentiment={} ",
+                json(&tweet.date),
+                json(&tweet.user),
+                json(&tweet.text),
+                json(&tweet.sentiment)
+            )
+        };
+        let mut lines: Vec<_> = self.rows.iter().map(line).collect();
+        lines.sort();
+        lines
+    }
+}
