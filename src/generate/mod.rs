@@ -1,5 +1,6 @@
 //! Data to try a pipeline on: invented tweets, as files or as rows of a table.
 
+mod phrases;
 pub mod tweets;
 
 use std::io;

@@ -11,6 +11,8 @@
     reason = "a test that cannot go on should fail there"
 )]
 
+mod recompute;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -26,18 +28,16 @@ use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::{Envelope, Message};
 use dataflows::operators::checkpoint::Position;
-use dataflows::pipelines::mentions::date::parse_date;
 use dataflows::pipelines::mentions::mention::MentionRule;
-use dataflows::pipelines::mentions::{
-    self, Accuracy, Bronze, Gold, MentionSentiment, Settings, Silver, TextScore, User,
-};
+use dataflows::pipelines::mentions::{self, Settings, TextScore};
 use dataflows::ports::{
     Built, Committer, Environment, Fed, Model, Observer, RejectObserver, Reply, Score, Sink,
 };
-use dataflows::record::{Confidence, Record, Timestamp};
-use dataflows::reject::Reject;
+use dataflows::record::{Record, Timestamp};
 use proptest::prelude::*;
 use timely::worker::Worker;
+
+use recompute::{FINGERPRINT, Relations, predict, recompute};
 
 /// Partitions of the source; a key always lies in the same one.
 const PARTITIONS: usize = 3;
@@ -155,282 +155,6 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
         let repeated = |(entry, times)| std::iter::repeat_n(entry, times);
         entries.into_iter().flat_map(repeated).collect()
     })
-}
-
-// ---- the batch computation ---------------------------------------------------------------------
-
-/// All relations, each sorted.
-#[derive(Debug, Default, PartialEq)]
-struct Relations {
-    bronze: Vec<Bronze>,
-    silver: Vec<Silver>,
-    gold: Vec<Gold>,
-    scores: Vec<TextScore>,
-    mention_sentiment: Vec<MentionSentiment>,
-    accuracy: Vec<Accuracy>,
-    users: Vec<User>,
-    rejects: Vec<Reject>,
-}
-
-/// What the source's rows are after so many messages of each partition, the slow and sure way.
-fn recompute(log: &Log, consumed: &[usize]) -> Relations {
-    let mut rows: BTreeMap<String, Result<Bronze, Reject>> = BTreeMap::new();
-    for (partition, count) in consumed.iter().enumerate() {
-        for (offset, entry) in log.0[partition][..*count].iter().enumerate() {
-            let Some((key, new)) = read(entry, partition, offset) else {
-                continue;
-            };
-            match new {
-                None => drop(rows.remove(&key)),
-                Some(new) if rows.get(&key).is_some_and(|old| says_the_same(old, &new)) => {}
-                Some(new) => drop(rows.insert(key, new)),
-            }
-        }
-    }
-    derive(rows.into_values())
-}
-
-fn says_the_same(old: &Result<Bronze, Reject>, new: &Result<Bronze, Reject>) -> bool {
-    match (old, new) {
-        (Ok(old), Ok(new)) => {
-            (&old.date, &old.user, &old.text, &old.sentiment)
-                == (&new.date, &new.user, &new.text, &new.sentiment)
-        }
-        (Err(old), Err(new)) => (&old.reason, &old.raw) == (&new.reason, &new.raw),
-        _ => false,
-    }
-}
-
-type Said = Option<(String, Option<Result<Bronze, Reject>>)>;
-
-fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
-    let position = Log::position(partition, offset);
-    let key = entry.key.as_ref().map(|key| {
-        let key: serde_json::Value = serde_json::from_slice(key).unwrap();
-        key["id"].to_string()
-    });
-    let Some(bytes) = &entry.value else {
-        return key.map(|key| (key, None));
-    };
-    let reject = |reason: &str| {
-        let reject = Reject {
-            position: position.as_str().into(),
-            key: key.as_deref().map(Text::from),
-            stage: "decode".into(),
-            reason: reason.into(),
-            raw: bytes.as_slice().into(),
-            first_seen: Log::received(partition, offset),
-        };
-        Some((
-            key.clone().unwrap_or_else(|| position.clone()),
-            Some(Err(reject)),
-        ))
-    };
-    let json: serde_json::Value = match serde_json::from_slice(bytes) {
-        Ok(json) => json,
-        Err(_) if std::str::from_utf8(bytes).is_err() => return reject("not UTF-8 at byte 27"),
-        Err(_) => return reject("not a JSON object: expected ident at line 1 column 2"),
-    };
-    match json["op"].as_str().unwrap() {
-        "x" => return reject("field \"op\": unknown operation \"x\""),
-        _ if key.is_none() => return reject("the message has no key"),
-        "d" => return key.map(|key| (key, None)),
-        _ => {}
-    }
-    let after = &json["after"];
-    let text = match &after["text"] {
-        serde_json::Value::String(text) => text,
-        serde_json::Value::Null => {
-            return reject("field \"text\": expected a string, found nothing");
-        }
-        _ => return reject("field \"text\": expected a string, found a whole number"),
-    };
-    let optional = |name: &str| match &after[name] {
-        serde_json::Value::Null => None,
-        serde_json::Value::String(text) => Some(Text::from(text.as_str())),
-        number => Some(number.to_string().into()),
-    };
-    let row = Bronze {
-        key: key.as_deref().unwrap().into(),
-        date: optional("date"),
-        user: optional("user"),
-        text: text.as_str().into(),
-        sentiment: optional("sentiment"),
-        source_file: position.as_str().into(),
-        processing_time: Log::received(partition, offset),
-    };
-    key.map(|key| (key, Some(Ok(row))))
-}
-
-fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>) -> Relations {
-    let mut relations = Relations::default();
-    for row in rows {
-        match row {
-            Err(reject) => relations.rejects.push(reject),
-            Ok(row) => {
-                derive_silver(&row, &mut relations);
-                relations.bronze.push(row);
-            }
-        }
-    }
-    for row in &relations.silver {
-        relations.gold.push(gold_of(row));
-    }
-    aggregate(&mut relations);
-    relations.sort();
-    relations
-}
-
-impl Relations {
-    fn sort(&mut self) {
-        self.bronze.sort();
-        self.silver.sort();
-        self.gold.sort();
-        self.scores.sort();
-        self.mention_sentiment.sort();
-        self.accuracy.sort();
-        self.users.sort();
-        self.rejects.sort();
-    }
-}
-
-fn derive_silver(row: &Bronze, relations: &mut Relations) {
-    let date = row.date.as_deref().unwrap_or_default();
-    match parse_date(date) {
-        Err(error) => relations.rejects.push(Reject {
-            position: row.source_file.clone(),
-            key: Some(row.key.clone()),
-            stage: "silver".into(),
-            reason: format!("field \"date\": {error}").into(),
-            raw: date.as_bytes().into(),
-            first_seen: row.processing_time,
-        }),
-        Ok(timestamp) => {
-            let rule = MentionRule::twitter();
-            for mention in &rule.extract(&row.text) {
-                relations.silver.push(Silver {
-                    key: row.key.clone(),
-                    timestamp: Timestamp(timestamp),
-                    mention: mention.handle.into(),
-                    cleaned_text: rule.cleaned(&row.text).into(),
-                    sentiment: row.sentiment.clone(),
-                });
-            }
-        }
-    }
-}
-
-/// The model of this test: a label and a confidence made from the text's bytes.
-fn predict(text: &str) -> Score {
-    let sum: u32 = text.bytes().map(u32::from).sum();
-    let label = ["negative", "neutral", "positive"][sum as usize % 3];
-    Score {
-        label: label.into(),
-        confidence: Confidence(sum % 1_000_000),
-    }
-}
-
-const FINGERPRINT: &str = "test-model";
-
-fn gold_of(row: &Silver) -> Gold {
-    let id = |label: Option<&str>| match label {
-        Some("negative") => 0,
-        Some("positive" | "4") => 1,
-        _ => -1,
-    };
-    let score = predict(&row.cleaned_text);
-    Gold {
-        key: row.key.clone(),
-        timestamp: row.timestamp,
-        mention: row.mention.clone(),
-        cleaned_text: row.cleaned_text.clone(),
-        sentiment: row.sentiment.clone(),
-        predicted_score: score.confidence,
-        predicted_sentiment: score.label.clone(),
-        sentiment_id: id(row.sentiment.as_deref()),
-        predicted_sentiment_id: id(Some(&score.label)),
-        model: FINGERPRINT.into(),
-    }
-}
-
-fn aggregate(relations: &mut Relations) {
-    let mut mentions: BTreeMap<Text, Vec<&Gold>> = BTreeMap::new();
-    let mut cells: BTreeMap<(Text, Text), i64> = BTreeMap::new();
-    let mut texts: BTreeMap<Text, Score> = BTreeMap::new();
-    for gold in &relations.gold {
-        mentions.entry(gold.mention.clone()).or_default().push(gold);
-        texts.insert(gold.cleaned_text.clone(), predict(&gold.cleaned_text));
-        if let Some(given) = &gold.sentiment {
-            let given = if &**given == "4" {
-                "positive".into()
-            } else {
-                given.clone()
-            };
-            *cells
-                .entry((given, gold.predicted_sentiment.clone()))
-                .or_default() += 1;
-        }
-    }
-    for (mention, rows) in mentions {
-        let given = |labels: &[&str]| {
-            let given = |row: &&&Gold| {
-                row.sentiment
-                    .as_deref()
-                    .is_some_and(|label| labels.contains(&label))
-            };
-            rows.iter().filter(given).count() as i64
-        };
-        let predicted = |label: &str| {
-            rows.iter()
-                .filter(|row| *row.predicted_sentiment == *label)
-                .count() as i64
-        };
-        let timestamps = || rows.iter().map(|row| row.timestamp);
-        relations.mention_sentiment.push(MentionSentiment {
-            mention,
-            min_timestamp: timestamps().min().unwrap(),
-            max_timestamp: timestamps().max().unwrap(),
-            negative: given(&["negative"]),
-            neutral: given(&["neutral"]),
-            positive: given(&["positive", "4"]),
-            total: given(&["negative", "neutral", "positive", "4"]),
-            predicted_negative: predicted("negative"),
-            predicted_neutral: predicted("neutral"),
-            predicted_positive: predicted("positive"),
-        });
-    }
-    for ((given_label, predicted_label), rows) in cells {
-        relations.accuracy.push(Accuracy {
-            model: FINGERPRINT.into(),
-            given_label,
-            predicted_label,
-            rows,
-        });
-    }
-    for (text, score) in texts {
-        relations.scores.push(TextScore {
-            text,
-            model: FINGERPRINT.into(),
-            label: score.label,
-            confidence: score.confidence,
-        });
-    }
-    let mut users: BTreeMap<Text, [i64; 2]> = BTreeMap::new();
-    for row in &relations.bronze {
-        if let Some(user) = &row.user {
-            let mentions = !MentionRule::twitter().extract(&row.text).is_empty();
-            users.entry(user.clone()).or_default()[usize::from(mentions)] += 1;
-        }
-    }
-    for (user, [without_mention, with_mention]) in users {
-        let tweets = with_mention + without_mention;
-        relations.users.push(User {
-            user,
-            tweets,
-            with_mention,
-            without_mention,
-        });
-    }
 }
 
 // ---- the system under test ---------------------------------------------------------------------
