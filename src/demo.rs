@@ -111,6 +111,17 @@ async fn show(running: &Running, dir: &Path, exit: bool) -> anyhow::Result<()> {
     }
 }
 
+/// This program, as it can be called from where it was called.
+fn program() -> String {
+    let program = std::env::current_exe().unwrap_or_else(|_| "assay".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    program
+        .strip_prefix(here)
+        .unwrap_or(&program)
+        .display()
+        .to_string()
+}
+
 fn count_files(folder: &Path) -> u64 {
     folder
         .read_dir()
@@ -157,13 +168,14 @@ fn invite(running: &Running, tweets: &Path) {
         .map(|address| format!("http://{address}"))
         .unwrap_or_default();
     let first = tweets.join("000001.json");
+    let program = program();
     println!(
         "
 Now change something, and watch the counts follow. In another terminal:
 
   edit    {}
   remove  {}
-  ask     assay query --server {server} 'select * from users order by tweets desc limit 5'
+  ask     {program} query --server {server} 'select * from users order by tweets desc limit 5'
 
 Ctrl-C ends, after a last checkpoint.
 ",

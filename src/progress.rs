@@ -120,7 +120,11 @@ impl Display {
         // A terminal that has gone away is no reason to stop working.
         let _ = if self.terminal {
             self.next = now + Self::INTERVAL;
-            write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush())
+            // A line that wrapped could not be painted over.
+            let width =
+                terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
+            let shown: String = line.chars().take(width.saturating_sub(1)).collect();
+            write!(stderr, "\r\x1b[2K{shown}").and_then(|()| stderr.flush())
         } else {
             self.next = now + Duration::from_secs(10);
             writeln!(stderr, "{line}")
