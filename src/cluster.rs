@@ -102,7 +102,9 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         process: Arc::clone(&process),
     };
     std::thread::spawn(move || beside(running));
-    run_workers(&process, asks)
+    run_workers(&process, asks)?;
+    process.close_tables();
+    Ok(())
 }
 
 /// Looks whether the source is there, so that a mistake is told before anything starts.

@@ -106,10 +106,25 @@ pub struct ModelSettings {
 pub struct TablesSettings {
     /// Whether relations are kept in tables at all.
     pub enabled: bool,
-    /// The folder of the tables.
-    pub path: PathBuf,
+    /// The folder of the tables: a path, or a URL such as `s3://bucket/folder`.
+    pub path: String,
     /// Seconds between checkpoints.
     pub checkpoint_interval_s: u64,
+    /// How rows are removed from data files.
+    pub deletes: Deletes,
+    /// For how many hours earlier versions of the tables can be read.
+    pub history_hours: u64,
+}
+
+/// How rows are removed from data files.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deletes {
+    /// By deletion vectors; the files stay as they are.
+    #[default]
+    Vectors,
+    /// By writing the files anew without them, for readers that know no deletion vectors.
+    Rewrite,
 }
 
 /// Where queries are answered.
@@ -173,8 +188,10 @@ impl Default for TablesSettings {
     fn default() -> Self {
         Self {
             enabled: true,
-            path: "tables".into(),
+            path: "tables".to_owned(),
             checkpoint_interval_s: 10,
+            deletes: Deletes::default(),
+            history_hours: 24,
         }
     }
 }
@@ -363,7 +380,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((settings.workers, settings.server.enabled), (3, false));
-        assert_eq!(settings.tables.path, PathBuf::from("/data/tables"));
+        assert_eq!(settings.tables.path, "/data/tables");
         assert_eq!(settings.source.kafka.topics, ["a", "b"]);
         assert_eq!(settings.source.kafka.properties["sasl.password"], "12345");
         assert_eq!(

@@ -24,6 +24,7 @@ const CHECKPOINT_BYTES: &str = "assay_checkpoint_bytes_total";
 const CHECKPOINT_EPOCH: &str = "assay_checkpoint_timestamp_seconds";
 const STORAGE_RETRIES: &str = "assay_storage_retries_total";
 const COMPARED: &str = "assay_table_differences_total";
+const MENDED_FILES: &str = "assay_table_mended_files_total";
 const MEMORY: &str = "process_resident_memory_bytes";
 
 /// Bounds of the checkpoint histogram, in seconds.
@@ -98,6 +99,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         COMPARED,
         Unit::Count,
         "Rows in which a table differed from its relation at start."
+    );
+    describe_counter!(
+        MENDED_FILES,
+        Unit::Count,
+        "Files that were lost from a table or changed by someone else, and mended."
     );
     describe_gauge!(MEMORY, Unit::Bytes, "Memory in use.");
     Ok(handle)
@@ -186,6 +192,11 @@ pub fn compared(relation: &str, missing: usize, surplus: usize) {
     };
     differing("missing", missing);
     differing("surplus", surplus);
+}
+
+/// Files of a table were not as they had been left.
+pub fn mended_files(relation: &str, files: usize) {
+    counter!(MENDED_FILES, "relation" => relation.to_owned()).increment(files as u64);
 }
 
 /// Reads the memory in use, where the system tells it.

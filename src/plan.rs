@@ -3,12 +3,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use connectors::delta::Deletes;
 use connectors::kafka::KafkaSettings;
 use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::mention::MentionRule;
 
-use crate::config::{Settings, SourceKind, line_of};
+use crate::config::{self, Settings, SourceKind, line_of};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -23,8 +25,8 @@ pub struct Plan {
     pub mentions: mentions::Settings,
     /// What scores texts, or `None` to score none.
     pub model: Option<ModelPlan>,
-    /// Where tables are kept, or `None` to keep none.
-    pub tables: Option<PathBuf>,
+    /// The tables, or `None` to keep none.
+    pub tables: Option<TablesSettings>,
     /// Milliseconds between checkpoints.
     pub checkpoint_interval_ms: u64,
     /// Where queries are answered, or `None` to answer none.
@@ -33,6 +35,17 @@ pub struct Plan {
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
     pub until_idle: bool,
+}
+
+/// How tables are kept.
+#[derive(Clone, Debug)]
+pub struct TablesSettings {
+    /// A folder's path, or a URL such as `s3://bucket/folder`.
+    pub location: String,
+    /// How rows are removed from files.
+    pub deletes: Deletes,
+    /// For how long earlier versions can be read.
+    pub history: Duration,
 }
 
 /// Where rows come from.
@@ -162,10 +175,7 @@ impl Plan {
             source: check.source(settings, folder),
             mentions: check.mentions(settings),
             model: check.model(settings, folder),
-            tables: settings
-                .tables
-                .enabled
-                .then(|| folder.join(&settings.tables.path)),
+            tables: check.tables(settings, folder),
             checkpoint_interval_ms: interval.saturating_mul(1_000),
             listen: check.listen(settings),
             cluster: check.cluster(settings, overrides),
@@ -254,6 +264,22 @@ impl Check<'_> {
             model.threads
         };
         Some(ModelPlan { directory, threads })
+    }
+
+    fn tables(&mut self, settings: &Settings, folder: &Path) -> Option<TablesSettings> {
+        let tables = &settings.tables;
+        let location = match tables.path.contains("://") {
+            true => tables.path.clone(),
+            false => folder.join(&tables.path).display().to_string(),
+        };
+        tables.enabled.then(|| TablesSettings {
+            location,
+            deletes: match tables.deletes {
+                config::Deletes::Vectors => Deletes::Vectors,
+                config::Deletes::Rewrite => Deletes::Rewrite,
+            },
+            history: Duration::from_secs(tables.history_hours.saturating_mul(3_600)),
+        })
     }
 
     fn listen(&mut self, settings: &Settings) -> Option<SocketAddr> {

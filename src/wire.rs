@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use connectors::delta::{Table, TableError, TablesFolder};
+use connectors::delta::{
+    Action, DataFile, DataFiles, FileRemoval, Manifests, TableError, TablesFolder,
+};
 use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
@@ -14,20 +16,23 @@ use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Envelope;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, Model, Observer, RejectObserver, Reply, Score, Sink,
-    Written,
+    Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
+    Score, Sink, StoredFile, Written,
 };
 use dataflows::record::Confidence;
 use models::files::ModelFiles;
 use models::onnx::TextClassifier;
 use models::pool::{Answer, Pool, PoolStatistics, Watcher};
 use models::{ModelError, Prediction};
+use roaring::RoaringBitmap;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::checkpoint::store::{Commit, Pause, Store, StoreError};
+use crate::checkpoint::crash;
+use crate::checkpoint::lease::{self, Lease};
+use crate::checkpoint::store::{Commit, Pause, Store, StoreError, TablesPlan};
 use crate::metrics::{self, RowCounters};
 use crate::plan::{Plan, SourcePlan};
 use crate::progress::Progress;
@@ -46,6 +51,7 @@ pub struct Process {
     plan: Plan,
     runtime: Handle,
     pool: Option<Arc<Pool>>,
+    opening: Mutex<()>,
     tables: OnceLock<Tables>,
     stop: Arc<Stop>,
     progress: Arc<Progress>,
@@ -56,11 +62,25 @@ pub struct Process {
 
 /// The tables as they were opened.
 struct Tables {
-    /// Each relation's table and its files.
-    relations: BTreeMap<String, (Table, Vec<Text>)>,
+    relations: BTreeMap<String, RelationTable>,
     epoch: Epoch,
     positions: HashMap<Arc<str>, i64>,
-    commits: UnboundedSender<(Checkpoint, Reply<()>)>,
+    /// Where checkpoints are committed, on the process that does.
+    commits: Option<UnboundedSender<Request>>,
+}
+
+/// One relation's table.
+#[derive(Clone)]
+struct RelationTable {
+    data: DataFiles,
+    files: Vec<StoredFile>,
+}
+
+/// What the committing task is asked for.
+enum Request {
+    Commit(Checkpoint, Reply<()>),
+    /// To end, and give the lease back.
+    End(oneshot::Sender<()>),
 }
 
 impl Process {
@@ -88,6 +108,7 @@ impl Process {
             plan,
             runtime,
             pool,
+            opening: Mutex::default(),
             tables: OnceLock::new(),
             stop,
             progress: Arc::default(),
@@ -157,39 +178,46 @@ impl Process {
             .take()
     }
 
-    /// Opens the tables, once, if the plan has any. Blocks.
+    /// Opens the tables, once, if the plan has any: the first process to write them, the others to
+    /// read. Blocks.
     ///
     /// # Errors
     /// If they cannot be used.
     pub fn open_tables(&self) -> Result<(), StoreError> {
-        let Some(path) = &self.plan.tables else {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(tables), None) = (&self.plan.tables, self.tables.get()) else {
             return Ok(());
         };
-        if self.tables.get().is_some() {
-            return Ok(());
-        }
-        let folder = TablesFolder::open(path)?;
-        let schemas = mentions::schemas();
-        let store = self
-            .runtime
-            .block_on(Store::open(&folder, &self.plan.pipeline, &schemas))?;
-        let mut relations = BTreeMap::new();
-        for (relation, _) in &schemas {
-            if let Some(table) = store.table(relation) {
-                let files = self.runtime.block_on(table.files())?;
-                let files = files.into_iter().map(Text::from).collect();
-                relations.insert((*relation).to_owned(), (table.clone(), files));
-            }
-        }
+        let folder = TablesFolder::open(&tables.location)?;
+        let plan = TablesPlan {
+            pipeline: &self.plan.pipeline,
+            relations: &mentions::schemas(),
+            from_source: &mentions::FROM_SOURCE,
+            deletes: tables.deletes,
+            history: tables.history,
+        };
+        let writes = self.plan.cluster.process == 0;
+        let opened = self.runtime.block_on(async {
+            let store = match writes {
+                true => Store::write(&folder, &plan).await?,
+                false => Store::read(&folder, &plan).await?,
+            };
+            let relations = relation_tables(&store).await?;
+            Ok::<_, StoreError>((store, relations))
+        });
+        let (store, relations) = opened?;
         let positions = store.positions().iter();
         let positions = positions
             .map(|(name, offset)| (name.as_str().into(), *offset))
             .collect();
         let epoch = store.epoch();
-        let (commits, requests) = unbounded_channel();
-        self.runtime
-            .spawn(commit_all(store, requests, Arc::clone(&self.durable)));
-        // Of several workers that come here together one wins; what they found is the same.
+        let commits = writes.then(|| {
+            let (commits, requests) = unbounded_channel();
+            self.runtime.spawn(renew(store.lease()));
+            self.runtime
+                .spawn(commit_all(store, requests, Arc::clone(&self.durable)));
+            commits
+        });
         let _ = self.tables.set(Tables {
             relations,
             epoch,
@@ -197,6 +225,17 @@ impl Process {
             commits,
         });
         Ok(())
+    }
+
+    /// Gives the tables back; nothing may be committed afterwards. Blocks.
+    pub fn close_tables(&self) {
+        if let Some(commits) = self.tables.get().and_then(|tables| tables.commits.as_ref()) {
+            let (done, ended) = oneshot::channel();
+            if commits.send(Request::End(done)).is_ok() {
+                // If the task has ended already, so has its lease.
+                let _ = self.runtime.block_on(ended);
+            }
+        }
     }
 
     /// The epoch of the last checkpoint, 0 if there is none.
@@ -233,13 +272,34 @@ impl Process {
     }
 }
 
+async fn relation_tables(store: &Store) -> Result<BTreeMap<String, RelationTable>, StoreError> {
+    let mut relations = BTreeMap::new();
+    for (relation, _) in mentions::schemas() {
+        if let Some(table) = store.table(relation) {
+            let files = table.files().await?;
+            let files = files.iter().map(to_stored).collect::<Result<_, _>>()?;
+            let data = table.data_files();
+            relations.insert(relation.to_owned(), RelationTable { data, files });
+        }
+    }
+    Ok(relations)
+}
+
 /// Commits checkpoints in the order of asking; what fails for good ends the process.
 async fn commit_all(
     mut store: Store,
-    mut requests: UnboundedReceiver<(Checkpoint, Reply<()>)>,
+    mut requests: UnboundedReceiver<Request>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
 ) {
-    while let Some((checkpoint, reply)) = requests.recv().await {
+    while let Some(request) = requests.recv().await {
+        let (checkpoint, reply) = match request {
+            Request::Commit(checkpoint, reply) => (checkpoint, reply),
+            Request::End(done) => {
+                store.release().await;
+                let _ = done.send(());
+                return;
+            }
+        };
         let commit = to_commit(checkpoint).unwrap_or_else(|error| give_up(&error, EXIT_FAILURE));
         if let Err(error) = store.commit(commit).await {
             give_up(
@@ -253,6 +313,19 @@ async fn commit_all(
             .collect();
         *durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(offsets);
         reply.send(());
+        store.tidy().await;
+    }
+}
+
+/// Renews the lease for as long as it is ours; ends the process when it is not.
+async fn renew((mut lease, manifests): (Lease, Manifests)) {
+    loop {
+        tokio::time::sleep(lease::RENEWAL).await;
+        match lease.renew(&manifests).await {
+            Ok(true) => {}
+            Ok(false) => give_up(&StoreError::TakenOver, EXIT_FAILURE),
+            Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+        }
     }
 }
 
@@ -300,13 +373,11 @@ impl Environment for WorkerEnvironment {
     }
 
     fn sink(&mut self, relation: &'static str, _: SchemaRef) -> Option<Box<dyn Sink>> {
-        let (table, files) = self.process.tables.get()?.relations.get(relation)?.clone();
-        let runtime = self.process.runtime.clone();
+        let table = self.process.tables.get()?.relations.get(relation)?;
         Some(Box::new(TableSink {
             relation,
-            table,
-            files,
-            runtime,
+            table: table.clone(),
+            runtime: self.process.runtime.clone(),
         }))
     }
 
@@ -331,7 +402,7 @@ impl Environment for WorkerEnvironment {
         if self.worker != 0 {
             return None;
         }
-        let commits = self.process.tables.get()?.commits.clone();
+        let commits = self.process.tables.get()?.commits.clone()?;
         Some(Box::new(TableCommitter { commits }))
     }
 
@@ -385,47 +456,74 @@ fn to_score((text, prediction): (Text, Prediction)) -> (Text, Score) {
 
 struct TableSink {
     relation: &'static str,
-    table: Table,
-    files: Vec<Text>,
+    table: RelationTable,
     runtime: Handle,
 }
 
-impl Sink for TableSink {
-    fn files(&self) -> &[Text] {
-        &self.files
-    }
-
-    fn read(&self, file: &str) -> Result<Vec<RecordBatch>, String> {
-        let read = self.runtime.block_on(self.table.read(file));
-        read.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
-    }
-
-    fn append(&mut self, rows: RecordBatch, reply: Reply<Written>) {
-        let table = self.table.clone();
+impl TableSink {
+    /// Tries until it succeeds, in the background, and answers.
+    fn until_done<T: Send + 'static, F>(
+        &self,
+        reply: Reply<T>,
+        attempt: impl Fn(DataFiles) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, StoreError>> + Send,
+    {
+        let data = self.table.data.clone();
         self.runtime.spawn(async move {
-            let mut retry = Retry::default();
+            let mut pause = Pause::default();
             loop {
-                match append(&table, &rows).await {
-                    Ok(written) => return reply.send(written),
-                    Err(error) => retry.after(error).await,
+                match attempt(data.clone()).await {
+                    Ok(done) => return reply.send(done),
+                    Err(error) => {
+                        if let Err(error) = pause.after(error).await {
+                            give_up(
+                                &format_args!("{:#}", anyhow::Error::from(error)),
+                                EXIT_FAILURE,
+                            );
+                        }
+                    }
                 }
             }
         });
     }
+}
 
-    fn rewrite(&mut self, files: Vec<(Text, Vec<u32>)>, reply: Reply<Vec<Written>>) {
-        let table = self.table.clone();
-        self.runtime.spawn(async move {
-            let mut retry = Retry::default();
-            let mut written = Vec::with_capacity(files.len());
-            while let Some((file, without)) = files.get(written.len()) {
-                match rewrite(&table, file, without).await {
-                    Ok(file) => written.push(file),
-                    Err(error) => retry.after(error).await,
-                }
-            }
-            reply.send(written);
-        });
+impl Sink for TableSink {
+    fn files(&self) -> &[StoredFile] {
+        &self.table.files
+    }
+
+    fn read(&self, file: &StoredFile) -> Result<FileRows, String> {
+        let read = self.runtime.block_on(self.table.data.read(&file.name));
+        let batches = read.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+        Ok(FileRows {
+            batches: batches.ok_or_else(|| format!("file \"{}\" has gone", file.name))?,
+            removed: self.removed(file)?,
+        })
+    }
+
+    fn removed(&self, file: &StoredFile) -> Result<RoaringBitmap, String> {
+        let file = from_stored(file).map_err(|error| error.to_string())?;
+        // The vector is read by a task of the runtime, for which this thread waits.
+        let _runtime = self.runtime.enter();
+        let removed = self.table.data.removed(&file);
+        removed.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+    }
+
+    fn append(&mut self, rows: RecordBatch, moved: bool, reply: Reply<Written>) {
+        let rows = Arc::new(rows);
+        self.until_done(reply, move |data| append(data, Arc::clone(&rows), moved));
+    }
+
+    fn fetch(&mut self, files: Vec<Text>, reply: Reply<Vec<Option<Vec<RecordBatch>>>>) {
+        let files = Arc::new(files);
+        self.until_done(reply, move |data| fetch(data, Arc::clone(&files)));
+    }
+
+    fn remove(&mut self, removals: Vec<Removal>, reply: Reply<Vec<Written>>) {
+        let removals = Arc::new(removals);
+        self.until_done(reply, move |data| remove(data, Arc::clone(&removals)));
     }
 
     fn compared(&mut self, missing: usize, surplus: usize) {
@@ -441,42 +539,75 @@ impl Sink for TableSink {
     }
 }
 
-/// Pauses before each new attempt; ends the process if trying again cannot help.
-#[derive(Default)]
-struct Retry(Pause);
-
-impl Retry {
-    async fn after(&mut self, error: StoreError) {
-        if let Err(error) = self.0.after(error).await {
-            give_up(
-                &format_args!("{:#}", anyhow::Error::from(error)),
-                EXIT_FAILURE,
-            );
-        }
-    }
-}
-
-async fn append(table: &Table, rows: &RecordBatch) -> Result<Written, StoreError> {
-    let new = table.append(rows).await?;
-    metrics::data_file(new.bytes);
+async fn append(
+    data: DataFiles,
+    rows: Arc<RecordBatch>,
+    moved: bool,
+) -> Result<Written, StoreError> {
+    let file = data.append(&rows, moved).await?;
+    metrics::data_file(file.entry.size.unsigned_abs());
+    crash::point(if moved {
+        "file-compacted"
+    } else {
+        "file-written"
+    });
+    let action = to_json(&Action::Add(file.entry.clone()))?;
     Ok(Written {
-        file: Some(new.name.into()),
-        actions: vec![to_json(&new.action)?],
+        file: Some(to_stored(&file)?),
+        actions: vec![action],
     })
 }
 
-async fn rewrite(table: &Table, file: &str, without: &[u32]) -> Result<Written, StoreError> {
-    let rewritten = table.rewrite(file, without).await?;
-    let mut actions = vec![to_json(&rewritten.remove)?];
-    let mut name = None;
-    if let Some(new) = rewritten.new {
-        metrics::data_file(new.bytes);
-        actions.push(to_json(&new.action)?);
-        name = Some(new.name.into());
+async fn fetch(
+    data: DataFiles,
+    files: Arc<Vec<Text>>,
+) -> Result<Vec<Option<Vec<RecordBatch>>>, StoreError> {
+    let mut fetched = Vec::with_capacity(files.len());
+    for file in files.iter() {
+        fetched.push(data.read(file).await?);
     }
-    Ok(Written {
-        file: name,
-        actions,
+    Ok(fetched)
+}
+
+async fn remove(data: DataFiles, removals: Arc<Vec<Removal>>) -> Result<Vec<Written>, StoreError> {
+    let removals = removals.iter().map(|removal| {
+        Ok(FileRemoval {
+            file: from_stored(&removal.file)?,
+            removed_before: removal.removed_before.clone(),
+            rows: removal.rows.clone(),
+            moved: removal.moved,
+        })
+    });
+    let removals = removals.collect::<Result<Vec<_>, StoreError>>()?;
+    let changed = data.remove(&removals).await?;
+    crash::point("rows-removed");
+    let written = changed.iter().map(|changed| {
+        metrics::data_file(changed.bytes);
+        Ok(Written {
+            file: changed.file.as_ref().map(to_stored).transpose()?,
+            actions: changed
+                .actions
+                .iter()
+                .map(to_json)
+                .collect::<Result<_, _>>()?,
+        })
+    });
+    written.collect()
+}
+
+fn to_stored(file: &DataFile) -> Result<StoredFile, StoreError> {
+    Ok(StoredFile {
+        name: file.entry.path.as_str().into(),
+        rows: file.rows,
+        entry: to_json(&file.entry)?,
+    })
+}
+
+fn from_stored(file: &StoredFile) -> Result<DataFile, StoreError> {
+    let unfit = |error| TableError::Unusable(format!("cannot read a log entry: {error}"));
+    Ok(DataFile {
+        rows: file.rows,
+        entry: serde_json::from_str(&file.entry).map_err(unfit)?,
     })
 }
 
@@ -487,12 +618,12 @@ fn to_json(action: &impl serde::Serialize) -> Result<Text, StoreError> {
 }
 
 struct TableCommitter {
-    commits: UnboundedSender<(Checkpoint, Reply<()>)>,
+    commits: UnboundedSender<Request>,
 }
 
 impl Committer for TableCommitter {
     fn commit(&mut self, checkpoint: Checkpoint, reply: Reply<()>) {
         // The receiver lives as long as the runtime, which outlives the workers.
-        let _ = self.commits.send((checkpoint, reply));
+        let _ = self.commits.send(Request::Commit(checkpoint, reply));
     }
 }

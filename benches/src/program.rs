@@ -94,7 +94,7 @@ pub(crate) fn with_server(mut settings: Settings) -> Settings {
 /// Turns tables on, kept in a folder that must be new.
 pub(crate) fn with_tables(mut settings: Settings, folder: &Path) -> Settings {
     settings.tables.enabled = true;
-    settings.tables.path = folder.to_owned();
+    settings.tables.path = folder.display().to_string();
     settings.tables.checkpoint_interval_s = 10;
     settings
 }

@@ -20,6 +20,7 @@ use differential_dataflow::ExchangeData;
 use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::implementations::ValSpine;
 use differential_dataflow::trace::{Cursor, TraceReader};
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -112,13 +113,66 @@ pub trait Model {
     fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>);
 }
 
-/// A file that a sink has written.
+/// A file of a table.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// Its name, unique in its table for ever.
+    pub name: Text,
+    /// The rows that were written to it, those included that were removed later.
+    pub rows: u32,
+    /// What the sink must know to change it, opaque to the dataflow.
+    pub entry: Text,
+}
+
+/// What a sink has done to one file.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// The file's name, unique in its table for ever; none if no rows were left to write.
-    pub file: Option<Text>,
+    /// The file, as the sink knows it now; none if no rows are left in it.
+    pub file: Option<StoredFile>,
     /// What the table's log must say about it, opaque to the dataflow.
     pub actions: Vec<Text>,
+}
+
+/// Rows to take out of one file. Row numbers are those with which the file was first written or
+/// found.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// The file.
+    pub file: StoredFile,
+    /// The rows that had been removed before.
+    pub removed_before: RoaringBitmap,
+    /// The rows that go now; none of them has gone before.
+    pub rows: RoaringBitmap,
+    /// Whether those rows only moved to another file.
+    pub moved: bool,
+}
+
+/// The rows of a file as they were written, and which of them are no longer part of the table.
+#[derive(Clone, Debug)]
+pub struct FileRows {
+    /// All rows, in the order of their numbers.
+    pub batches: Vec<RecordBatch>,
+    /// The numbers of the rows that were removed.
+    pub removed: RoaringBitmap,
+}
+
+impl FileRows {
+    /// Visits the rows that are part of the table, with their numbers, in order.
+    ///
+    /// # Errors
+    /// If the columns are not those of the relation.
+    pub fn for_each<D: Record>(&self, mut visit: impl FnMut(u32, D)) -> Result<(), String> {
+        let mut number = 0;
+        for batch in &self.batches {
+            for record in D::from_batch(batch)? {
+                if !self.removed.contains(number) {
+                    visit(number, record);
+                }
+                number += 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One relation's table: the files of its last checkpoint, and ways to change them.
@@ -126,20 +180,30 @@ pub struct Written {
 /// A write that fails is retried by the sink until it succeeds; the dataflow waits meanwhile.
 pub trait Sink {
     /// The files that made up the table at the restored checkpoint, the same list on every worker.
-    fn files(&self) -> &[Text];
+    fn files(&self) -> &[StoredFile];
 
-    /// A file's rows, in the order of their row numbers.
+    /// A file's rows.
     ///
     /// # Errors
     /// If the file cannot be read; the message names it.
-    fn read(&self, file: &str) -> Result<Vec<RecordBatch>, String>;
+    fn read(&self, file: &StoredFile) -> Result<FileRows, String>;
+
+    /// The numbers of the rows that had been removed from a file.
+    ///
+    /// # Errors
+    /// If it cannot be read; the message names the file.
+    fn removed(&self, file: &StoredFile) -> Result<RoaringBitmap, String>;
 
     /// Writes the rows to one new file, in order, so that row numbers are positions in the batch.
-    fn append(&mut self, rows: RecordBatch, reply: Reply<Written>);
+    /// Rows that only move come from other files, which lose them at the same checkpoint.
+    fn append(&mut self, rows: RecordBatch, moved: bool, reply: Reply<Written>);
 
-    /// Writes files anew, each without the rows of these numbers, sorted and distinct; answers in
-    /// the same order.
-    fn rewrite(&mut self, files: Vec<(Text, Vec<u32>)>, reply: Reply<Vec<Written>>);
+    /// Reads files as they were first written, in the background; those that are no longer there
+    /// are answered by `None`.
+    fn fetch(&mut self, files: Vec<Text>, reply: Reply<Vec<Option<Vec<RecordBatch>>>>);
+
+    /// Takes rows out of files; answers in the same order.
+    fn remove(&mut self, removals: Vec<Removal>, reply: Reply<Vec<Written>>);
 
     /// Hears how many rows the table lacked and had too many of when it was compared at start.
     fn compared(&mut self, missing: usize, surplus: usize);
@@ -288,9 +352,9 @@ impl<'s, 'e> Ports<'s, 'e> {
         };
         let mut rows = Vec::new();
         for (_, file) in own_files(&*sink, &self.scope) {
-            for batch in sink.read(file)? {
-                rows.extend(D::from_batch(&batch).map_err(|error| format!("{file}: {error}"))?);
-            }
+            let stored = sink.read(file)?;
+            let read = stored.for_each(|_, row| rows.push(row));
+            read.map_err(|error| format!("{}: {error}", file.name))?;
         }
         Ok(rows)
     }
@@ -313,10 +377,9 @@ impl<'s, 'e> Ports<'s, 'e> {
         };
         let mut keys = HashSet::new();
         for file in sink.files() {
-            for batch in sink.read(file)? {
-                let rows = D::from_batch(&batch).map_err(|error| format!("{file}: {error}"))?;
-                keys.extend(rows.iter().filter_map(&key_of));
-            }
+            let stored = sink.read(file)?;
+            let read = stored.for_each(|_, row| keys.extend(key_of(&row)));
+            read.map_err(|error| format!("{}: {error}", file.name))?;
         }
         Ok(keys)
     }
@@ -392,7 +455,7 @@ impl<'s, 'e> Ports<'s, 'e> {
 pub(crate) fn own_files<'f>(
     sink: &'f dyn Sink,
     scope: &Scope<'_, Epoch>,
-) -> impl Iterator<Item = (usize, &'f Text)> {
+) -> impl Iterator<Item = (usize, &'f StoredFile)> {
     let (worker, workers) = (scope.index(), scope.peers());
     sink.files()
         .iter()

@@ -1,11 +1,15 @@
 //! What a manifest says, and what a restart has to do with what it finds; decisions only.
 //!
 //! 1. Data files are written; nothing refers to them yet.
-//! 2. The manifest appears, at once and whole, if there is none of its epoch. **This commits.**
+//! 2. The manifest appears, at once and whole, if there is none of its number. **This commits.**
 //! 3. Each table's log is told its part, in one version that carries the epoch.
 //!
 //! A crash before 2 leaves files that nothing refers to. A crash after 2 leaves tables that have not
 //! heard; [`recover`] finds them by the epoch that their logs carry, and they are told again.
+//!
+//! Manifests are numbered without gaps, so of two writers that know the same last manifest only one
+//! can commit the next. Whoever starts to write puts a manifest that changes nothing: from then on
+//! a writer that was thought dead finds its next number taken, however late it wakes.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The form of manifests that this program writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One checkpoint: its epoch, where the sources continue, and what the tables' logs must say.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,6 +27,8 @@ pub struct Manifest {
     pub format: u32,
     /// The pipeline whose state this is.
     pub pipeline: String,
+    /// Who put it; see [`super::lease::Lease`].
+    pub writer: String,
     /// The state includes every change at or before this epoch, and nothing later.
     pub epoch: u64,
     /// The next offset of every partition ever read, by `topic/partition`.
@@ -68,9 +74,10 @@ pub enum Refusal {
         /// Whose they should be.
         wanted: String,
     },
-    /// A later version of the program wrote the manifest.
+    /// Another version of the program wrote the manifest.
     #[error(
-        "the last manifest has format {0}, this program reads format {FORMAT}; use a newer one"
+        "the last manifest has format {0}, this program reads format {FORMAT}; use the program that \
+         wrote it, or another folder for the tables"
     )]
     Format(u32),
 }
@@ -134,6 +141,7 @@ mod tests {
         Manifest {
             format: FORMAT,
             pipeline: "mentions".to_owned(),
+            writer: String::new(),
             epoch,
             positions: BTreeMap::new(),
             before: before
@@ -213,10 +221,10 @@ mod tests {
         let last = manifest(20, &[], &[]);
         let refusal = recover("songs", Some(&last), &applied(&[]));
         assert!(matches!(refusal, Err(Refusal::OtherPipeline { .. })));
-        let last = Manifest { format: 2, ..last };
+        let last = Manifest { format: 9, ..last };
         assert_eq!(
             recover("mentions", Some(&last), &applied(&[])),
-            Err(Refusal::Format(2))
+            Err(Refusal::Format(9))
         );
     }
 }

@@ -1,18 +1,23 @@
 //! Performs checkpoints and restarts on tables and manifests, as [`super::protocol`] decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use connectors::delta::{Manifests, PutManifest, Table, TableError, TablesFolder};
+use connectors::delta::{Deletes, Manifests, Mended, PutManifest, Table, TableError, TablesFolder};
 use serde_json::value::RawValue;
 
+use super::crash;
+use super::lease::Lease;
 use super::protocol::{FORMAT, Manifest, Refusal, application, recover};
 use crate::metrics;
 
 /// Manifests kept for those who look back; a restart needs the last one alone.
 const MANIFESTS_KEPT: usize = 10;
+
+/// Versions of a table between checkpoints of its log.
+const VERSIONS_BETWEEN_LOG_CHECKPOINTS: u64 = 100;
 
 /// Why the tables cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,22 +29,47 @@ pub enum StoreError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// A manifest is not what it should be.
-    #[error("manifest {epoch} cannot be understood: {source}")]
+    #[error("manifest {number} cannot be understood: {source}")]
     Manifest {
-        /// Its epoch.
-        epoch: u64,
+        /// Its number.
+        number: u64,
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// Someone else has written this checkpoint.
-    #[error("another process has written epoch {0} to the same tables; only one may write them")]
-    Taken(u64),
+    /// Someone else writes the tables.
+    #[error(
+        "the tables are written by another process (number {0} on its machine); only one may write \
+         them: stop it, or use another folder"
+    )]
+    Held(u32),
+    /// Someone else has become the writer of the tables.
+    #[error("another process has taken over the tables; this one writes them no more")]
+    TakenOver,
 }
 
-/// A pipeline's tables, brought to the state of their last manifest.
+/// What a pipeline's tables are.
+#[derive(Clone, Debug)]
+pub struct TablesPlan<'p> {
+    /// The pipeline's name.
+    pub pipeline: &'p str,
+    /// Its relations and their columns.
+    pub relations: &'p [(&'static str, SchemaRef)],
+    /// The relations that come from the source: rows lost from them must be read there again.
+    pub from_source: &'p [&'static str],
+    /// How rows are removed from files.
+    pub deletes: Deletes,
+    /// For how long earlier versions of the tables can be read.
+    pub history: Duration,
+}
+
+/// A pipeline's tables in the state of their last manifest.
 pub struct Store {
     pipeline: String,
+    history: Duration,
     manifests: Manifests,
+    /// The number of the last manifest, 0 if there is none.
+    number: u64,
+    lease: Lease,
     tables: BTreeMap<String, Table>,
     epoch: u64,
     positions: BTreeMap<String, i64>,
@@ -58,47 +88,132 @@ pub struct Commit {
 }
 
 impl Store {
-    /// Opens the tables, makes those that are missing, and finishes a checkpoint that was cut short.
+    /// Opens the tables to read them, making those that are missing.
     ///
     /// # Errors
     /// If the storage fails, or what it holds is not of one history.
-    pub async fn open(
+    pub async fn read(folder: &TablesFolder, plan: &TablesPlan<'_>) -> Result<Self, StoreError> {
+        let (store, last) = Self::open(folder, plan).await?;
+        store.behind(last.as_ref()).await?;
+        Ok(store.at(last.as_ref()))
+    }
+
+    /// Opens the tables to write them: waits for the lease, finishes a checkpoint that was cut
+    /// short, takes back what others changed, and keeps whoever wrote before from writing.
+    ///
+    /// # Errors
+    /// If the storage fails, someone else writes, or what is there is not of one history.
+    pub async fn write(folder: &TablesFolder, plan: &TablesPlan<'_>) -> Result<Self, StoreError> {
+        let manifests = Manifests::open(folder);
+        let own = Lease::own();
+        if let Err(holder) = own.vacancy(&manifests).await? {
+            return Err(StoreError::Held(holder.process));
+        }
+        own.write(&manifests).await?;
+        crash::point("restore-begun");
+        loop {
+            let (mut store, last) = Self::open(folder, plan).await?;
+            if let Some(last) = &last {
+                for relation in store.behind(Some(last)).await? {
+                    tracing::info!(table = %relation, epoch = last.epoch, "finishing a checkpoint that was cut short");
+                    store.apply(&relation, last).await?;
+                    crash::point("table-recovered");
+                }
+            } else {
+                store.behind(None).await?;
+            }
+            let lost = store.mend().await?;
+            store = store.at(last.as_ref());
+            if plan
+                .from_source
+                .iter()
+                .any(|relation| lost.contains(*relation))
+            {
+                tracing::warn!(
+                    "rows of the source were lost from the tables; reading it again from its beginning"
+                );
+                store.positions.clear();
+            }
+            let begin = store.manifest(store.epoch, BTreeMap::new());
+            let bytes = to_bytes(&begin, store.number + 1)?;
+            match store.manifests.put(store.number + 1, bytes).await? {
+                PutManifest::Created => {
+                    store.number += 1;
+                    crash::point("writer-changed");
+                    return Ok(store);
+                }
+                // The writer before us was not dead after all, and has just committed its last.
+                PutManifest::Existed => {}
+            }
+        }
+    }
+
+    async fn open(
         folder: &TablesFolder,
-        pipeline: &str,
-        relations: &[(&str, SchemaRef)],
-    ) -> Result<Self, StoreError> {
-        let manifests = Manifests::open(folder)?;
-        let last = match manifests.epochs().await?.last() {
-            Some(epoch) => Some(read_manifest(&manifests, *epoch).await?),
-            None => None,
+        plan: &TablesPlan<'_>,
+    ) -> Result<(Self, Option<Manifest>), StoreError> {
+        let manifests = Manifests::open(folder);
+        let number = manifests.numbers().await?.last().copied().unwrap_or(0);
+        let last = match number {
+            0 => None,
+            number => Some(read_manifest(&manifests, number).await?),
         };
         let mut tables = BTreeMap::new();
-        let mut applied = BTreeMap::new();
-        for (relation, schema) in relations {
-            let table = Table::open(folder, relation, schema.clone()).await?;
-            let epoch = table.transaction(&application(pipeline, relation)).await?;
-            applied.insert((*relation).to_owned(), epoch);
+        for (relation, schema) in plan.relations {
+            let table = Table::open(folder, relation, schema.clone(), plan.deletes).await?;
             tables.insert((*relation).to_owned(), table);
         }
-        let behind = recover(pipeline, last.as_ref(), &applied)?;
-        let mut store = Self {
-            pipeline: pipeline.to_owned(),
+        let store = Self {
+            pipeline: plan.pipeline.to_owned(),
+            history: plan.history,
             manifests,
+            number,
+            lease: Lease::own(),
             tables,
             epoch: 0,
             positions: BTreeMap::new(),
             changed_at: BTreeMap::new(),
         };
-        if let Some(last) = last {
-            for relation in behind {
-                tracing::info!(table = %relation, epoch = last.epoch, "finishing a checkpoint that was cut short");
-                store.apply(&relation, &last).await?;
-            }
-            store.epoch = last.epoch;
-            store.changed_at = changed_at(&last);
-            store.positions = last.positions;
+        Ok((store, last))
+    }
+
+    /// The relations whose tables have not heard of the last manifest.
+    async fn behind(&self, last: Option<&Manifest>) -> Result<Vec<String>, StoreError> {
+        let mut applied = BTreeMap::new();
+        for (relation, table) in &self.tables {
+            let application = application(&self.pipeline, relation);
+            applied.insert(relation.clone(), table.transaction(&application).await?);
         }
-        Ok(store)
+        Ok(recover(&self.pipeline, last, &applied)?)
+    }
+
+    fn at(mut self, last: Option<&Manifest>) -> Self {
+        if let Some(last) = last {
+            self.epoch = last.epoch;
+            self.changed_at = changed_at(last);
+            self.positions = last.positions.clone();
+        }
+        self
+    }
+
+    /// Makes every table what it was after the last checkpoint that changed it, less lost files;
+    /// returns the relations that lost some.
+    async fn mend(&mut self) -> Result<BTreeSet<String>, StoreError> {
+        let mut lost = BTreeSet::new();
+        for (relation, table) in &mut self.tables {
+            let application = application(&self.pipeline, relation);
+            let ours = table.committed_version(&application).await?;
+            let wanted = match ours.filter(|ours| *ours < table.version()) {
+                Some(ours) => table.at(ours).await?,
+                None => table.clone(),
+            };
+            let mended = table.mend(&wanted).await?;
+            if mended.lost > 0 {
+                lost.insert(relation.clone());
+            }
+            report(relation, mended);
+        }
+        Ok(lost)
     }
 
     /// The epoch of the last checkpoint, 0 if there is none.
@@ -116,37 +231,30 @@ impl Store {
         self.tables.get(relation)
     }
 
+    /// The lease under which this writes, and where it is renewed.
+    pub fn lease(&self) -> (Lease, Manifests) {
+        (self.lease.clone(), self.manifests.clone())
+    }
+
     /// Commits a checkpoint; tries again, with growing pauses, while the storage fails.
     ///
     /// # Errors
     /// If trying again cannot help.
     pub async fn commit(&mut self, commit: Commit) -> Result<(), StoreError> {
         let started = Instant::now();
-        for (partition, offset) in commit.moved {
-            self.positions.insert(partition, offset);
-        }
-        let manifest = Manifest {
-            format: FORMAT,
-            pipeline: self.pipeline.clone(),
-            epoch: commit.epoch,
-            positions: self.positions.clone(),
-            before: self.changed_at.clone(),
-            changes: commit.changes,
-        };
-        let bytes = serde_json::to_vec(&manifest).map_err(|source| StoreError::Manifest {
-            epoch: commit.epoch,
-            source,
-        })?;
-        self.put(&manifest, bytes.into()).await?;
+        self.positions.extend(commit.moved);
+        let manifest = self.manifest(commit.epoch, commit.changes);
+        self.put(&manifest).await?;
+        crash::point("manifest-put");
         for relation in manifest.changes.keys() {
             let mut pause = Pause::default();
             while let Err(error) = self.apply(relation, &manifest).await {
                 pause.after(error).await?;
             }
+            crash::point("table-committed");
         }
         self.epoch = commit.epoch;
         self.changed_at = changed_at(&manifest);
-        self.forget_old_manifests().await;
         metrics::checkpoint(started.elapsed(), commit.epoch);
         tracing::debug!(
             epoch = commit.epoch,
@@ -156,36 +264,45 @@ impl Store {
         Ok(())
     }
 
-    async fn put(&self, manifest: &Manifest, bytes: Bytes) -> Result<(), StoreError> {
+    fn manifest(&self, epoch: u64, changes: BTreeMap<String, Vec<Box<RawValue>>>) -> Manifest {
+        Manifest {
+            format: FORMAT,
+            pipeline: self.pipeline.clone(),
+            writer: self.lease.writer.clone(),
+            epoch,
+            positions: self.positions.clone(),
+            before: self.changed_at.clone(),
+            changes,
+        }
+    }
+
+    async fn put(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+        let number = self.number + 1;
+        let bytes = to_bytes(manifest, number)?;
         let mut pause = Pause::default();
         loop {
-            self.require_own_history(manifest.epoch).await?;
-            match self.manifests.put(manifest.epoch, bytes.clone()).await {
-                Ok(PutManifest::Created) => return Ok(()),
-                Ok(PutManifest::Existed) => {
-                    // A failed attempt of our own may have left it after all.
-                    if self.manifests.read(manifest.epoch).await? == bytes {
-                        return Ok(());
-                    }
-                    return Err(StoreError::Taken(manifest.epoch));
+            match self.put_once(number, &bytes).await {
+                Ok(()) => {
+                    self.number = number;
+                    return Ok(());
                 }
-                Err(error) => pause.after(error.into()).await?,
+                Err(error) => pause.after(error).await?,
             }
         }
     }
 
-    /// Finds another writer by the manifests it has put since our last.
-    async fn require_own_history(&self, next: u64) -> Result<(), StoreError> {
-        let epochs = match self.manifests.epochs().await {
-            Ok(epochs) => epochs,
-            // Putting will fail too, and is tried again.
-            Err(TableError::Storage { .. }) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        match epochs.into_iter().rev().find(|epoch| *epoch != next) {
-            Some(newest) if newest != self.epoch => Err(StoreError::Taken(newest)),
-            _ => Ok(()),
+    async fn put_once(&self, number: u64, bytes: &Bytes) -> Result<(), StoreError> {
+        let existed = self.manifests.put(number, bytes.clone()).await? == PutManifest::Existed;
+        // A failed attempt of our own may have left it after all.
+        if existed && self.manifests.read(number).await? != bytes {
+            return Err(StoreError::TakenOver);
         }
+        // Old manifests are removed, so the number of a writer that slept for long may be free again.
+        if self.manifests.numbers().await?.last() != Some(&number) {
+            self.manifests.remove(number).await?;
+            return Err(StoreError::TakenOver);
+        }
+        Ok(())
     }
 
     /// Tells one table's log its part of the manifest, unless it has heard.
@@ -197,8 +314,9 @@ impl Store {
         ) else {
             return Ok(());
         };
-        // Looking at the log first makes telling it twice harmless: Delta itself would accept it.
+        let known = table.clone();
         table.refresh().await?;
+        // Looking at the log first makes telling it twice harmless: Delta itself would accept it.
         let epoch = manifest.epoch as i64;
         if table
             .transaction(&application)
@@ -207,31 +325,76 @@ impl Store {
         {
             return Ok(());
         }
+        if table.version() != known.version() {
+            report(relation, table.mend(&known).await?);
+        }
         let actions: Result<Vec<_>, _> = changes
             .iter()
             .map(|change| serde_json::from_str(change.get()))
             .collect();
         let actions = actions.map_err(|source| StoreError::Manifest {
-            epoch: manifest.epoch,
+            number: self.number,
             source,
         })?;
         table.commit(&application, epoch, actions).await?;
         Ok(())
     }
 
-    async fn forget_old_manifests(&self) {
-        let forget = async {
-            let epochs = self.manifests.epochs().await?;
-            for epoch in epochs.iter().rev().skip(MANIFESTS_KEPT) {
-                self.manifests.remove(*epoch).await?;
-            }
-            Ok::<_, TableError>(())
+    /// Gives the lease back; failing only makes the next writer wait.
+    pub async fn release(self) {
+        let lease = Lease {
+            released: true,
+            ..self.lease
         };
-        if let Err(error) = forget.await {
-            // They cost a little space, and the next checkpoint tries again.
-            tracing::warn!(%error, "cannot remove old manifests");
+        if let Err(error) = lease.write(&self.manifests).await {
+            tracing::warn!("{:#}", anyhow::Error::from(error));
         }
     }
+
+    /// Removes what neither a restart nor a look back needs; failing costs only space.
+    pub async fn tidy(&self) {
+        if let Err(error) = self.try_tidy().await {
+            tracing::warn!("cannot tidy up: {:#}", anyhow::Error::from(error));
+        }
+    }
+
+    async fn try_tidy(&self) -> Result<(), TableError> {
+        let numbers = self.manifests.numbers().await?;
+        for number in numbers.iter().rev().skip(MANIFESTS_KEPT) {
+            self.manifests.remove(*number).await?;
+        }
+        let cutoff = crate::now_ms() as i64 - self.history.as_millis() as i64;
+        for table in self.tables.values() {
+            if table.version() > 0
+                && table
+                    .version()
+                    .is_multiple_of(VERSIONS_BETWEEN_LOG_CHECKPOINTS)
+            {
+                table.tidy(cutoff).await?;
+                crash::point("log-tidied");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn report(relation: &str, mended: Mended) {
+    if mended == Mended::default() {
+        return;
+    }
+    let Mended {
+        put_back,
+        taken_out,
+        lost,
+    } = mended;
+    tracing::warn!(
+        table = relation,
+        put_back,
+        taken_out,
+        lost,
+        "files of the table are not as they were left; the table is being mended"
+    );
+    metrics::mended_files(relation, put_back + taken_out);
 }
 
 /// The epoch that each table's log carries once it has heard of the manifest.
@@ -246,9 +409,15 @@ fn changed_at(manifest: &Manifest) -> BTreeMap<String, u64> {
     changed_at
 }
 
-async fn read_manifest(manifests: &Manifests, epoch: u64) -> Result<Manifest, StoreError> {
-    let bytes = manifests.read(epoch).await?;
-    serde_json::from_slice(&bytes).map_err(|source| StoreError::Manifest { epoch, source })
+fn to_bytes(manifest: &Manifest, number: u64) -> Result<Bytes, StoreError> {
+    let bytes = serde_json::to_vec(manifest);
+    let bytes = bytes.map_err(|source| StoreError::Manifest { number, source })?;
+    Ok(bytes.into())
+}
+
+async fn read_manifest(manifests: &Manifests, number: u64) -> Result<Manifest, StoreError> {
+    let bytes = manifests.read(number).await?;
+    serde_json::from_slice(&bytes).map_err(|source| StoreError::Manifest { number, source })
 }
 
 /// Growing pauses between attempts at something that failed but may work later.

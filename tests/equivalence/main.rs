@@ -21,9 +21,9 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use assay::Stop;
-use assay::plan::{ClusterPlan, Plan, SourcePlan};
+use assay::plan::{ClusterPlan, Plan, SourcePlan, TablesSettings};
 use assay::wire::{Process, WorkerEnvironment};
-use connectors::delta::{Manifests, Table, TablesFolder};
+use connectors::delta::{Deletes, Manifests, Table, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::{Envelope, Message};
@@ -251,7 +251,7 @@ struct Run {
 fn run() -> impl Strategy<Value = Run> {
     let epoch = (1..900_u64, prop::array::uniform3(0..6_usize));
     let end = prop::sample::select(vec![End::Clean, End::CutOff]);
-    (1..=4_usize, prop::collection::vec(epoch, 1..8), end).prop_map(|(workers, epochs, end)| Run {
+    (1..=4_usize, prop::collection::vec(epoch, 1..12), end).prop_map(|(workers, epochs, end)| Run {
         workers,
         epochs,
         end,
@@ -365,7 +365,7 @@ fn work(
     }
 }
 
-fn plan(folder: &std::path::Path, workers: usize) -> Plan {
+fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
     Plan {
         pipeline: "mentions".to_owned(),
         tick_ms: 100,
@@ -378,7 +378,11 @@ fn plan(folder: &std::path::Path, workers: usize) -> Plan {
             fold_case: false,
         },
         model: None,
-        tables: Some(folder.to_owned()),
+        tables: Some(TablesSettings {
+            location: folder.display().to_string(),
+            deletes,
+            history: Duration::ZERO,
+        }),
         checkpoint_interval_ms: INTERVAL,
         listen: None,
         cluster: ClusterPlan {
@@ -393,19 +397,20 @@ fn plan(folder: &std::path::Path, workers: usize) -> Plan {
 /// The epoch of the last manifest and the offsets in it.
 fn last_checkpoint(folder: &std::path::Path) -> (Epoch, Vec<usize>) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let manifests = Manifests::open(&TablesFolder::open(folder).unwrap()).unwrap();
-    let epochs = runtime.block_on(manifests.epochs()).unwrap();
-    let Some(epoch) = epochs.last() else {
+    let manifests = Manifests::open(&TablesFolder::open(folder.to_str().unwrap()).unwrap());
+    let numbers = runtime.block_on(manifests.numbers()).unwrap();
+    let Some(number) = numbers.last() else {
         return (0, vec![0; PARTITIONS]);
     };
-    let manifest = runtime.block_on(manifests.read(*epoch)).unwrap();
+    let manifest = runtime.block_on(manifests.read(*number)).unwrap();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let offset = |partition: usize| {
         manifest["positions"][format!("t/{partition}")]
             .as_u64()
             .unwrap_or(0) as usize
     };
-    (*epoch, (0..PARTITIONS).map(offset).collect())
+    let epoch = manifest["epoch"].as_u64().unwrap();
+    (epoch, (0..PARTITIONS).map(offset).collect())
 }
 
 fn collect<'b>(batches: impl Iterator<Item = (&'static str, &'b RecordBatch)>) -> Relations {
@@ -433,21 +438,19 @@ fn collect<'b>(batches: impl Iterator<Item = (&'static str, &'b RecordBatch)>) -
 /// The tables as any reader of Delta finds them.
 fn read_tables(folder: &std::path::Path) -> Relations {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = TablesFolder::open(folder).unwrap();
+    let folder = TablesFolder::open(folder.to_str().unwrap()).unwrap();
     let mut batches = Vec::new();
     for (relation, schema) in mentions::schemas() {
         let table = runtime
-            .block_on(Table::open(&folder, relation, schema))
+            .block_on(Table::open(&folder, relation, schema, Deletes::Vectors))
             .unwrap();
-        for file in runtime.block_on(table.files()).unwrap() {
-            let rows = runtime.block_on(table.read(&file)).unwrap();
-            batches.extend(rows.into_iter().map(|batch| (relation, batch)));
-        }
+        let rows = runtime.block_on(table.rows()).unwrap();
+        batches.extend(rows.into_iter().map(|batch| (relation, batch)));
     }
     collect(batches.iter().map(|(relation, batch)| (*relation, batch)))
 }
 
-fn check(entries: &[Entry], runs: &[Run]) {
+fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
     let folder = tempfile::tempdir().unwrap();
     let log = Log::new(entries);
     for run in runs {
@@ -456,7 +459,7 @@ fn check(entries: &[Entry], runs: &[Run]) {
             .enable_all()
             .build()
             .unwrap();
-        let plan = plan(folder.path(), run.workers);
+        let plan = plan(folder.path(), run.workers, deletes);
         let process = Arc::new(
             Process::new(plan, runtime.handle().clone(), Arc::new(Stop::default())).unwrap(),
         );
@@ -552,7 +555,8 @@ proptest! {
     fn relations_and_tables_equal_a_batch_computation(
         entries in log(),
         runs in prop::collection::vec(run(), 1..4),
+        deletes in prop::sample::select(vec![Deletes::Vectors, Deletes::Rewrite]),
     ) {
-        check(&entries, &runs);
+        check(&entries, &runs, deletes);
     }
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
-use connectors::delta::{Table, TablesFolder};
+use connectors::delta::{Deletes, Table, TablesFolder};
 use dataflows::pipelines::mentions;
 use serde_json::Value;
 
@@ -212,18 +212,16 @@ pub(crate) fn request(port: u16, method: &str, path: &str, body: &str) -> Option
 /// All rows of all Delta tables in a folder, as text, sorted, without some columns.
 pub(crate) fn tables(folder: &Path, without: &[&str]) -> BTreeMap<&'static str, Vec<String>> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = TablesFolder::open(folder).unwrap();
+    let folder = TablesFolder::open(folder.to_str().unwrap()).unwrap();
     let mut tables = BTreeMap::new();
     for (relation, schema) in mentions::schemas() {
         let table = runtime
-            .block_on(Table::open(&folder, relation, schema))
+            .block_on(Table::open(&folder, relation, schema, Deletes::Vectors))
             .unwrap();
-        let files = runtime.block_on(table.files()).unwrap();
-        let read = |file: &String| runtime.block_on(table.read(file)).unwrap();
-        let mut rows: Vec<_> = files
+        let batches = runtime.block_on(table.rows()).unwrap();
+        let mut rows: Vec<_> = batches
             .iter()
-            .flat_map(read)
-            .flat_map(|batch| lines(&batch, without))
+            .flat_map(|batch| lines(batch, without))
             .collect();
         rows.sort();
         tables.insert(relation, rows);

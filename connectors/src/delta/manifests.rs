@@ -1,11 +1,12 @@
-//! The manifests of checkpoints: small files of which each appears once and never changes.
+//! The manifests of checkpoints, of which each appears once and never changes, and the lease of
+//! whoever writes them.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::{TableError, TablesFolder};
@@ -15,11 +16,11 @@ use super::{TableError, TablesFolder};
 pub enum PutManifest {
     /// It is there now, and was not before.
     Created,
-    /// One of this epoch was there already.
+    /// One of this number was there already.
     Existed,
 }
 
-/// The manifests of one folder of tables, by epoch.
+/// The manifests of one folder of tables, by number.
 #[derive(Clone)]
 pub struct Manifests {
     store: Arc<dyn ObjectStore>,
@@ -27,86 +28,102 @@ pub struct Manifests {
 
 impl Manifests {
     /// The manifests beside the tables of this folder.
-    ///
-    /// # Errors
-    /// If the folder cannot be opened.
-    pub fn open(folder: &TablesFolder) -> Result<Self, TableError> {
-        let store = LocalFileSystem::new_with_prefix(folder.path())
-            .map_err(TableError::storage("cannot open the tables' folder"))?;
-        Ok(Self {
-            store: Arc::new(store),
-        })
+    pub fn open(folder: &TablesFolder) -> Self {
+        let path = folder.path().clone().join("_assay");
+        Self {
+            store: Arc::new(PrefixStore::new(folder.root(), path)),
+        }
     }
 
-    /// Puts the manifest of an epoch, unless there is one.
+    /// Puts the manifest of a number, unless there is one.
     ///
     /// # Errors
     /// If the storage fails; then it is unknown whether the manifest is there.
-    pub async fn put(&self, epoch: u64, manifest: Bytes) -> Result<PutManifest, TableError> {
+    pub async fn put(&self, number: u64, manifest: Bytes) -> Result<PutManifest, TableError> {
         let options = PutOptions::from(PutMode::Create);
-        match self
-            .store
-            .put_opts(&location(epoch), manifest.into(), options)
-            .await
-        {
+        let location = location(number);
+        let put = self.store.put_opts(&location, manifest.into(), options);
+        match put.await {
             Ok(_) => Ok(PutManifest::Created),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(PutManifest::Existed),
             Err(error) => Err(TableError::storage(format!(
-                "cannot write manifest {epoch}"
+                "cannot write manifest {number}"
             ))(error)),
         }
     }
 
-    /// The epochs of all manifests, ascending.
+    /// The numbers of all manifests, ascending.
     ///
     /// # Errors
     /// If the storage fails.
-    pub async fn epochs(&self) -> Result<Vec<u64>, TableError> {
-        let folder = Path::from(FOLDER);
+    pub async fn numbers(&self) -> Result<Vec<u64>, TableError> {
         let listed: Vec<_> = self
             .store
-            .list(Some(&folder))
+            .list(Some(&Path::from(FOLDER)))
             .try_collect()
             .await
             .map_err(TableError::storage("cannot list the manifests"))?;
-        let epoch = |name: &str| name.strip_suffix(".json")?.parse().ok();
+        let number = |name: &str| name.strip_suffix(".json")?.parse().ok();
         let names = listed
             .iter()
             .filter_map(|object| object.location.filename());
-        let mut epochs: Vec<u64> = names.filter_map(epoch).collect();
-        epochs.sort_unstable();
-        Ok(epochs)
+        let mut numbers: Vec<u64> = names.filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
-    /// The manifest of an epoch.
+    /// The manifest of a number.
     ///
     /// # Errors
     /// If the storage fails.
-    pub async fn read(&self, epoch: u64) -> Result<Bytes, TableError> {
-        let what = format!("cannot read manifest {epoch}");
-        let found = self
-            .store
-            .get(&location(epoch))
-            .await
-            .map_err(TableError::storage(&*what))?;
+    pub async fn read(&self, number: u64) -> Result<Bytes, TableError> {
+        let what = format!("cannot read manifest {number}");
+        let found = self.store.get(&location(number)).await;
+        let found = found.map_err(TableError::storage(&*what))?;
         found.bytes().await.map_err(TableError::storage(what))
     }
 
-    /// Removes the manifest of an epoch that no restart needs.
+    /// Removes a manifest that no restart needs.
     ///
     /// # Errors
     /// If the storage fails.
-    pub async fn remove(&self, epoch: u64) -> Result<(), TableError> {
-        let removed = self.store.delete(&location(epoch)).await;
+    pub async fn remove(&self, number: u64) -> Result<(), TableError> {
+        let removed = self.store.delete(&location(number)).await;
         removed.map_err(TableError::storage(format!(
-            "cannot remove manifest {epoch}"
+            "cannot remove manifest {number}"
         )))
+    }
+
+    /// The lease, if anyone has ever written one.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn lease(&self) -> Result<Option<Bytes>, TableError> {
+        let bytes = match self.store.get(&Path::from(LEASE)).await {
+            Ok(found) => found.bytes().await,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        bytes
+            .map(Some)
+            .map_err(TableError::storage("cannot read the lease"))
+    }
+
+    /// Overwrites the lease.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn write_lease(&self, lease: Bytes) -> Result<(), TableError> {
+        let put = self.store.put(&Path::from(LEASE), lease.into()).await;
+        put.map(drop)
+            .map_err(TableError::storage("cannot write the lease"))
     }
 }
 
-const FOLDER: &str = "_assay/manifests";
+const FOLDER: &str = "manifests";
+const LEASE: &str = "lease.json";
 
-/// Names sort as their epochs do: 20 digits hold every `u64`.
-fn location(epoch: u64) -> Path {
-    Path::from(format!("{FOLDER}/{epoch:020}.json"))
+/// Names sort as their numbers do: 20 digits hold every `u64`.
+fn location(number: u64) -> Path {
+    Path::from(format!("{FOLDER}/{number:020}.json"))
 }

@@ -4,18 +4,27 @@
 //!  tables/bronze/              one Delta table a relation
 //!  tables/silver/ ...
 //!  tables/_assay/manifests/    one small file a checkpoint; its appearance is the commit
+//!  tables/_assay/lease.json    who writes here
 //! ```
 //!
-//! Writing a data file changes nothing that a reader sees; [`Table::commit`] does.
+//! The folder is on a file system or in a bucket. Writing a data file changes nothing that a reader
+//! sees; [`Table::commit`] does.
 
+mod files;
 mod manifests;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+pub use deltalake::kernel::Action;
+pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval};
 pub use manifests::{Manifests, PutManifest};
-pub use table::{NewFile, Rewritten, Table};
+pub use table::{Mended, Table};
 
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
 use url::Url;
 
 /// Why a table or manifest could not be read or written.
@@ -47,19 +56,38 @@ impl TableError {
     }
 }
 
-/// A folder of tables.
+/// A folder of tables, on a file system or in a bucket.
 #[derive(Clone, Debug)]
 pub struct TablesFolder {
-    path: PathBuf,
+    /// The folder, with a slash at its end.
     url: Url,
+    /// The whole file system or bucket.
+    root: Arc<dyn ObjectStore>,
+    /// The folder in it.
+    path: Path,
 }
 
 impl TablesFolder {
-    /// Opens the folder, making it first if need be.
+    /// Opens the folder that a path or a URL such as `s3://bucket/folder` names; a folder of a file
+    /// system is made if need be.
+    ///
+    /// A bucket's credentials, region and endpoint come from the environment, by the usual names
+    /// (`AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT_URL` ...).
     ///
     /// # Errors
     /// If it cannot be made, or cannot be written to.
-    pub fn open(path: &Path) -> Result<Self, TableError> {
+    pub fn open(location: &str) -> Result<Self, TableError> {
+        match location.split_once("://") {
+            None => Self::open_local(std::path::Path::new(location)),
+            Some(("s3", _)) => Self::open_bucket(location),
+            Some((scheme, _)) => Err(TableError::Unusable(format!(
+                "cannot use \"{location}\": tables are kept in folders and in s3:// buckets, not \
+                 {scheme}://"
+            ))),
+        }
+    }
+
+    fn open_local(path: &std::path::Path) -> Result<Self, TableError> {
         let refused = |error: std::io::Error| {
             TableError::Unusable(format!(
                 "cannot use the folder \"{}\": {error}",
@@ -67,25 +95,45 @@ impl TablesFolder {
             ))
         };
         std::fs::create_dir_all(path.join("_assay")).map_err(refused)?;
-        let path = path.canonicalize().map_err(refused)?;
-        let url = Url::from_directory_path(&path)
-            .map_err(|()| TableError::Unusable(format!("\"{}\" is no folder", path.display())))?;
-        Ok(Self { path, url })
+        let absolute = path.canonicalize().map_err(refused)?;
+        let unfit = || TableError::Unusable(format!("\"{}\" is no folder", absolute.display()));
+        let url = Url::from_directory_path(&absolute).map_err(|()| unfit())?;
+        Ok(Self {
+            path: Path::from_absolute_path(&absolute).map_err(|_| unfit())?,
+            url,
+            root: Arc::new(LocalFileSystem::new()),
+        })
     }
 
-    /// The folder's path, absolute.
-    pub fn path(&self) -> &Path {
+    fn open_bucket(location: &str) -> Result<Self, TableError> {
+        let unfit = |error: &dyn std::fmt::Display| {
+            TableError::Unusable(format!("cannot use \"{location}\": {error}"))
+        };
+        let location = format!("{}/", location.trim_end_matches('/'));
+        let url = Url::parse(&location).map_err(|error| unfit(&error))?;
+        let bucket = AmazonS3Builder::from_env().with_url(&location).build();
+        Ok(Self {
+            root: Arc::new(bucket.map_err(|error| unfit(&error))?),
+            path: Path::from_url_path(url.path()).map_err(|error| unfit(&error))?,
+            url,
+        })
+    }
+
+    /// The folder, for people.
+    pub fn location(&self) -> &str {
+        self.url.as_str()
+    }
+
+    fn root(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.root)
+    }
+
+    fn path(&self) -> &Path {
         &self.path
     }
 
     fn table_url(&self, relation: &str) -> Result<Url, TableError> {
-        std::fs::create_dir_all(self.path.join(relation)).map_err(TableError::storage(format!(
-            "cannot make the folder of table \"{relation}\""
-        )))?;
-        self.url
-            .join(&format!("{relation}/"))
-            .map_err(TableError::storage(format!(
-                "cannot name table \"{relation}\""
-            )))
+        let unfit = TableError::storage(format!("cannot name table \"{relation}\""));
+        self.url.join(&format!("{relation}/")).map_err(unfit)
     }
 }

@@ -1,49 +1,26 @@
-//! One Delta table: data files written first, a commit that makes them count afterwards.
+//! One Delta table: what its log says, and commits to it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use bytes::Bytes;
-use delta_kernel::table_properties::DataSkippingNumIndexedCols;
-use deltalake::datafile::writer::{DeltaWriter, WriterConfig};
+use deltalake::DeltaTable;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
-use deltalake::kernel::{Action, Remove, StructType, Transaction};
-use deltalake::operations::create::CreateBuilder;
-use deltalake::protocol::{DeltaOperation, SaveMode};
-use deltalake::{DeltaTable, DeltaTableBuilder};
+use deltalake::kernel::{
+    Action, Add, MetadataExt as _, Protocol, StructType, Transaction, new_metadata,
+};
+use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use deltalake::protocol::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
+use deltalake::protocol::{DeltaOperation, OutputMode, SaveMode};
 use futures::TryStreamExt;
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use object_store::prefix::PrefixStore;
 
+use super::files::{DataFile, DataFiles, Deletes, remove_entry, vector_path};
 use super::{TableError, TablesFolder};
-
-/// Columns whose least and greatest values are noted for readers that skip files.
-const STATISTICS_COLUMNS: u64 = 32;
-
-/// A data file that was written but is not part of the table yet.
-#[derive(Clone, Debug)]
-pub struct NewFile {
-    /// Its name in the table's folder.
-    pub name: String,
-    /// The entry of the table's log that makes it part of the table.
-    pub action: Action,
-    /// Its size.
-    pub bytes: u64,
-}
-
-/// A data file to be replaced by one without some of its rows.
-#[derive(Clone, Debug)]
-pub struct Rewritten {
-    /// The entry of the log that takes the old file out.
-    pub remove: Action,
-    /// The new file, if any rows are left.
-    pub new: Option<NewFile>,
-}
 
 /// A Delta table as it was when last looked at.
 #[derive(Clone)]
@@ -51,6 +28,7 @@ pub struct Table {
     relation: String,
     table: DeltaTable,
     schema: SchemaRef,
+    deletes: Deletes,
 }
 
 impl Table {
@@ -62,22 +40,22 @@ impl Table {
         folder: &TablesFolder,
         relation: &str,
         schema: SchemaRef,
+        deletes: Deletes,
     ) -> Result<Self, TableError> {
         let what = format!("cannot open table \"{relation}\"");
-        let url = folder.table_url(relation)?;
-        let mut table = DeltaTableBuilder::from_url(url.clone())
-            .and_then(DeltaTableBuilder::build)
-            .map_err(TableError::storage(&*what))?;
+        let log_store = log_store(folder, relation)?;
+        let mut table = DeltaTable::new(Arc::clone(&log_store));
         let exists = table.verify_deltatable_existence().await;
         if exists.map_err(TableError::storage(&*what))? {
             table.load().await.map_err(TableError::storage(&*what))?;
         } else {
-            table = create(url.as_str(), relation, &schema).await?;
+            table = create(log_store, relation, &schema, deletes).await?;
         }
         let opened = Self {
             relation: relation.to_owned(),
             table,
             schema,
+            deletes,
         };
         opened.check_columns()?;
         Ok(opened)
@@ -111,140 +89,81 @@ impl Table {
         format!("cannot {verb} table \"{}\"", self.relation)
     }
 
-    fn store(&self) -> Arc<dyn ObjectStore> {
-        self.table.object_store()
+    /// Reads and writes the table's files.
+    pub fn data_files(&self) -> DataFiles {
+        let log_store = self.table.log_store();
+        DataFiles::new(
+            &self.relation,
+            Arc::clone(&self.schema),
+            log_store,
+            self.deletes,
+        )
     }
 
-    /// The names of the files that make up the table, sorted.
+    /// The version of the table's log that this knows.
+    pub fn version(&self) -> u64 {
+        self.table.version().unwrap_or(0)
+    }
+
+    /// The files that make up the table, sorted by name.
     ///
     /// # Errors
-    /// If the table's log cannot be read.
-    pub async fn files(&self) -> Result<Vec<String>, TableError> {
+    /// If the table's log cannot be read, or does not say how many rows a file has.
+    pub async fn files(&self) -> Result<Vec<DataFile>, TableError> {
+        let entries = self.entries().await?;
+        let files = entries.into_values().map(|entry| {
+            let rows = entry
+                .get_stats()
+                .ok()
+                .flatten()
+                .map(|stats| stats.num_records);
+            let rows = rows.and_then(|rows| u32::try_from(rows).ok());
+            let unknown = || {
+                let what = self.what("use");
+                let message = format!("{what}: its log does not count the rows of {}", entry.path);
+                TableError::Unusable(message)
+            };
+            Ok(DataFile {
+                rows: rows.ok_or_else(unknown)?,
+                entry,
+            })
+        });
+        files.collect()
+    }
+
+    /// All rows of the table, a batch for each file.
+    ///
+    /// # Errors
+    /// If the log or a file cannot be read.
+    pub async fn rows(&self) -> Result<Vec<RecordBatch>, TableError> {
+        let data = self.data_files();
+        let mut rows = Vec::new();
+        for file in self.files().await? {
+            rows.push(data.present(&file).await?);
+        }
+        Ok(rows)
+    }
+
+    /// The entries of the log that make up the table, by file.
+    async fn entries(&self) -> Result<BTreeMap<String, Add>, TableError> {
         let snapshot = self
             .table
             .snapshot()
             .map_err(TableError::storage(self.what("read")))?;
         let log_store = self.table.log_store();
-        let views: Vec<_> = snapshot
-            .snapshot()
-            .file_views(&*log_store, None)
+        let views = snapshot.snapshot().file_views(&*log_store, None);
+        #[expect(
+            deprecated,
+            reason = "an entry is committed again with a deletion vector"
+        )]
+        let entries = views.map_ok(|view| {
+            let entry = view.add_action();
+            (entry.path.clone(), entry)
+        });
+        entries
             .try_collect()
             .await
-            .map_err(TableError::storage(self.what("list the files of")))?;
-        let mut files: Vec<_> = views
-            .iter()
-            .map(|view| view.object_store_path().to_string())
-            .collect();
-        files.sort_unstable();
-        Ok(files)
-    }
-
-    /// A file's rows, in order.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub async fn read(&self, file: &str) -> Result<Vec<RecordBatch>, TableError> {
-        let bytes = self.bytes(file).await?;
-        self.decode(file, bytes)
-    }
-
-    async fn bytes(&self, file: &str) -> Result<Bytes, TableError> {
-        let what = format!("cannot read file \"{file}\" of table \"{}\"", self.relation);
-        let found = self
-            .store()
-            .get(&Path::from(file))
-            .await
-            .map_err(TableError::storage(&*what))?;
-        found.bytes().await.map_err(TableError::storage(what))
-    }
-
-    fn decode(&self, file: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
-        let what = format!(
-            "cannot decode file \"{file}\" of table \"{}\"",
-            self.relation
-        );
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-            .and_then(ParquetRecordBatchReaderBuilder::build)
-            .map_err(TableError::storage(&*what))?;
-        reader
-            .collect::<Result<_, _>>()
-            .map_err(TableError::storage(what))
-    }
-
-    /// Writes the rows to one new file, in order.
-    ///
-    /// # Errors
-    /// If the storage fails.
-    pub async fn append(&self, rows: &RecordBatch) -> Result<NewFile, TableError> {
-        let what = self.what("write a file of");
-        let columns = DataSkippingNumIndexedCols::NumColumns(STATISTICS_COLUMNS);
-        let schema = Arc::clone(&self.schema);
-        // No file is split, so that a row's number is its place in what was written.
-        let file_size = None;
-        let config = WriterConfig::new(schema, vec![], None, file_size, None, columns, None);
-        let mut writer = DeltaWriter::new(self.store(), config);
-        writer
-            .write(rows)
-            .await
-            .map_err(TableError::storage(&*what))?;
-        let mut added = writer.close().await.map_err(TableError::storage(&*what))?;
-        match (added.pop(), added.is_empty()) {
-            (Some(add), true) => Ok(NewFile {
-                name: add.path.clone(),
-                bytes: add.size.unsigned_abs(),
-                action: Action::Add(add),
-            }),
-            (last, _) => Err(TableError::Unusable(format!(
-                "{what}: expected one file, found {}",
-                added.len() + usize::from(last.is_some())
-            ))),
-        }
-    }
-
-    /// Writes a file anew without the rows of these numbers, which are sorted.
-    ///
-    /// # Errors
-    /// If the storage fails.
-    pub async fn rewrite(&self, file: &str, without: &[u32]) -> Result<Rewritten, TableError> {
-        let bytes = self.bytes(file).await?;
-        let size = bytes.len() as i64;
-        let batches = self.decode(file, bytes)?;
-        let kept = self.filter(file, &batches, without)?;
-        let new = match kept.num_rows() {
-            0 => None,
-            _ => Some(self.append(&kept).await?),
-        };
-        let remove = Action::Remove(Remove {
-            path: file.to_owned(),
-            data_change: true,
-            deletion_timestamp: Some(chrono::Utc::now().timestamp_millis()),
-            extended_file_metadata: Some(true),
-            partition_values: Some(HashMap::new()),
-            size: Some(size),
-            ..Remove::default()
-        });
-        Ok(Rewritten { remove, new })
-    }
-
-    fn filter(
-        &self,
-        file: &str,
-        batches: &[RecordBatch],
-        without: &[u32],
-    ) -> Result<RecordBatch, TableError> {
-        let what = format!(
-            "cannot filter file \"{file}\" of table \"{}\"",
-            self.relation
-        );
-        let all = concat_batches(&self.schema, batches).map_err(TableError::storage(&*what))?;
-        let mut keep = vec![true; all.num_rows()];
-        for row in without {
-            match keep.get_mut(*row as usize) {
-                Some(kept) => *kept = false,
-                None => return Err(TableError::Unusable(format!("{what}: it has no row {row}"))),
-            }
-        }
-        filter_record_batch(&all, &BooleanArray::from(keep)).map_err(TableError::storage(what))
+            .map_err(TableError::storage(self.what("list the files of")))
     }
 
     /// The last version that this application committed, if it did.
@@ -271,16 +190,29 @@ impl Table {
         version: i64,
         actions: Vec<Action>,
     ) -> Result<(), TableError> {
+        let operation = DeltaOperation::StreamingUpdate {
+            output_mode: OutputMode::Update,
+            query_id: application.to_owned(),
+            epoch_id: version,
+        };
+        let transaction = Transaction::new(application, version);
+        let properties = CommitProperties::default().with_application_transaction(transaction);
+        self.commit_as(operation, properties, actions).await
+    }
+
+    async fn commit_as(
+        &mut self,
+        operation: DeltaOperation,
+        properties: CommitProperties,
+        actions: Vec<Action>,
+    ) -> Result<(), TableError> {
         let what = self.what("commit to");
         let snapshot = self.table.snapshot().map_err(TableError::storage(&*what))?;
-        let properties = CommitProperties::default()
-            .with_application_transaction(Transaction::new(application, version))
-            .with_max_retries(0);
-        let operation = DeltaOperation::Write {
-            mode: SaveMode::Append,
-            partition_by: None,
-            predicate: None,
-        };
+        // The log is tidied apart from commits, see `tidy`.
+        let properties = properties
+            .with_max_retries(0)
+            .with_create_checkpoint(false)
+            .with_cleanup_expired_logs(Some(false));
         CommitBuilder::from(properties)
             .with_actions(actions)
             .build(Some(snapshot), self.table.log_store(), operation)
@@ -300,19 +232,189 @@ impl Table {
             .await
             .map_err(TableError::storage(what))
     }
+
+    /// The newest version that the application committed, if the log still tells.
+    ///
+    /// # Errors
+    /// If the table's log cannot be read.
+    pub async fn committed_version(&self, application: &str) -> Result<Option<u64>, TableError> {
+        let log_store = self.table.log_store();
+        for version in (0..=self.version()).rev() {
+            let entry = log_store.read_commit_entry(version).await;
+            let Some(bytes) = entry.map_err(TableError::storage(self.what("read the log of")))?
+            else {
+                break;
+            };
+            let actions = bytes.split(|byte| *byte == b'\n');
+            let mut actions = actions.filter_map(|line| serde_json::from_slice(line).ok());
+            if actions.any(|action| matches!(action, Action::Txn(txn) if txn.app_id == application))
+            {
+                return Ok(Some(version));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The table as it was at an earlier version.
+    ///
+    /// # Errors
+    /// If the log no longer tells.
+    pub async fn at(&self, version: u64) -> Result<Self, TableError> {
+        let mut earlier = self.clone();
+        let what = format!("{} as of version {version}", self.what("read"));
+        let loaded = earlier.table.load_version(version).await;
+        loaded.map_err(TableError::storage(what))?;
+        Ok(earlier)
+    }
+
+    /// Commits whatever makes the table what `wanted` says, less the files that are not there;
+    /// returns how many files were put back and how many taken out.
+    ///
+    /// # Errors
+    /// If the storage fails or the table has moved on.
+    pub async fn mend(&mut self, wanted: &Self) -> Result<Mended, TableError> {
+        let mut entries = wanted.entries().await?;
+        let missing = self.missing(&entries).await?;
+        entries.retain(|path, _| !missing.contains(path));
+        let found = self.entries().await?;
+        let same = |ours: &Add, theirs: &Add| ours.deletion_vector == theirs.deletion_vector;
+        let mut actions = Vec::new();
+        let mut mended = Mended::default();
+        for (path, entry) in &found {
+            if !entries.get(path).is_some_and(|wanted| same(wanted, entry)) {
+                actions.push(remove_entry(entry, true));
+                mended.taken_out += 1;
+            }
+        }
+        for (path, entry) in entries {
+            if !found.get(&path).is_some_and(|found| same(&entry, found)) {
+                actions.push(Action::Add(entry));
+                mended.put_back += 1;
+            }
+        }
+        mended.lost = missing.len();
+        if !actions.is_empty() {
+            let operation = DeltaOperation::Restore {
+                version: Some(wanted.version()),
+                datetime: None,
+            };
+            let properties = CommitProperties::default();
+            self.commit_as(operation, properties, actions).await?;
+        }
+        Ok(mended)
+    }
+
+    /// The files that the log names and the storage does not have, whole and with the right size.
+    async fn missing(&self, entries: &BTreeMap<String, Add>) -> Result<Vec<String>, TableError> {
+        let store = self.table.log_store().object_store(None);
+        let what = self.what("list the files of");
+        let objects = store
+            .list(None)
+            .map_ok(|object| (object.location, object.size));
+        let there: BTreeMap<_, _> = objects
+            .try_collect()
+            .await
+            .map_err(TableError::storage(what))?;
+        let is_there = |entry: &Add| {
+            let path = Path::from(entry.path.as_str());
+            let vector = entry.deletion_vector.as_ref();
+            let vector = vector.is_none_or(|vector| {
+                let path = vector_path(vector);
+                path.is_none_or(|path| there.contains_key(&path))
+            });
+            there.get(&path) == Some(&entry.size.unsigned_abs()) && vector
+        };
+        let missing = entries.iter().filter(|(_, entry)| !is_there(entry));
+        Ok(missing.map(|(path, _)| path.clone()).collect())
+    }
+
+    /// Writes a checkpoint of the log, and removes entries older than the cutoff (milliseconds
+    /// since 1970) that no later version needs.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn tidy(&self, cutoff: i64) -> Result<(), TableError> {
+        let what = self.what("tidy the log of");
+        let checkpoint = create_checkpoint(&self.table, None).await;
+        checkpoint.map_err(TableError::storage(&*what))?;
+        let log_store = self.table.log_store();
+        cleanup_expired_logs_for(self.version(), &*log_store, cutoff, None)
+            .await
+            .map_err(TableError::storage(what))?;
+        Ok(())
+    }
 }
 
-async fn create(url: &str, relation: &str, schema: &SchemaRef) -> Result<DeltaTable, TableError> {
+/// What was not as it should have been in a table's log.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Mended {
+    /// Files that someone else had taken out.
+    pub put_back: usize,
+    /// Files that someone else had put in, and those that were lost.
+    pub taken_out: usize,
+    /// Files that the log named and the storage did not have.
+    pub lost: usize,
+}
+
+fn log_store(folder: &TablesFolder, relation: &str) -> Result<LogStoreRef, TableError> {
+    let url = folder.table_url(relation)?;
+    let root = folder.root();
+    let prefix = folder.path().clone().join(relation);
+    let table: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&root), prefix));
+    Ok(default_logstore(
+        table,
+        root,
+        &url,
+        &StorageConfig::default(),
+    ))
+}
+
+/// What readers and writers of a table with deletion vectors must know, and nothing besides: a
+/// reader that does not know them refuses the table.
+const WITH_VECTORS: &str = r#"{"minReaderVersion":3,"minWriterVersion":7,
+    "readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]}"#;
+
+/// What every reader and writer knows.
+const PLAIN: &str = r#"{"minReaderVersion":1,"minWriterVersion":2}"#;
+
+/// Commits a table's first version, unless it is there.
+async fn create(
+    log_store: LogStoreRef,
+    relation: &str,
+    schema: &SchemaRef,
+    deletes: Deletes,
+) -> Result<DeltaTable, TableError> {
     let what = format!("cannot make table \"{relation}\"");
     let columns: StructType = schema
         .as_ref()
         .try_into_kernel()
         .map_err(TableError::storage(&*what))?;
-    CreateBuilder::new()
-        .with_location(url)
-        .with_table_name(relation)
-        .with_columns(columns.fields().cloned())
-        .with_save_mode(SaveMode::Ignore)
-        .await
-        .map_err(TableError::storage(what))
+    let (protocol, configuration) = match deletes {
+        Deletes::Vectors => (WITH_VECTORS, vec![("delta.enableDeletionVectors", "true")]),
+        Deletes::Rewrite => (PLAIN, Vec::new()),
+    };
+    let protocol: Protocol = serde_json::from_str(protocol).map_err(TableError::storage(&*what))?;
+    let no_partitions: [&str; 0] = [];
+    let metadata = new_metadata(&columns, no_partitions, configuration)
+        .and_then(|metadata| metadata.with_name(relation.to_owned()))
+        .map_err(TableError::storage(&*what))?;
+    let operation = DeltaOperation::Create {
+        mode: SaveMode::Ignore,
+        location: log_store.root_url().clone(),
+        protocol: protocol.clone(),
+        metadata: metadata.clone(),
+    };
+    let properties = CommitProperties::default().with_max_retries(0);
+    let actions = vec![Action::Protocol(protocol), Action::Metadata(metadata)];
+    let committed = CommitBuilder::from(properties)
+        .with_actions(actions)
+        .build(None, Arc::clone(&log_store), operation)
+        .await;
+    let mut table = DeltaTable::new(log_store);
+    // Another process may have been faster; what counts is that the table is there.
+    match (table.load().await, committed) {
+        (Ok(()), _) => Ok(table),
+        (Err(_), Err(error)) => Err(TableError::storage(what)(error)),
+        (Err(error), Ok(_)) => Err(TableError::storage(what)(error)),
+    }
 }

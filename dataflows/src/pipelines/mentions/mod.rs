@@ -179,6 +179,9 @@ pub const RELATIONS: [&str; 8] = [
     "rejects",
 ];
 
+/// The relations that hold what the source said; all others follow from them.
+pub const FROM_SOURCE: [&str; 2] = ["bronze", "rejects"];
+
 /// The relations with their columns.
 pub fn schemas() -> [(&'static str, SchemaRef); RELATIONS.len()] {
     let [
