@@ -331,7 +331,7 @@ fn a_query_sees_one_epoch_and_changes_nothing() {
     generate(&site, 200);
     let running = site.start(&["--workers", "2"]);
     let consistent = "select (select count(*) from silver) as silver, (select count(*) from gold) as gold, \
-                      (select count(*) from bronze) as bronze, (select sum(tweets) from users) as tweets";
+                      (select count(*) from bronze) as bronze, (select coalesce(sum(tweets), 0) from users) as tweets";
     for number in 0..60 {
         site.tweet(
             &format!("{:06}.json", number % 30 + 1),

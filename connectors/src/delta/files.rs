@@ -140,7 +140,7 @@ impl DataFiles {
         let what = self.what("read the deletion vector of", &file.entry.path);
         let storage = self.log_store.engine(None).storage_handler();
         let rows = KernelDescriptor::try_from(vector)
-            .and_then(|vector| vector.read(storage, &self.log_store.root_url()))
+            .and_then(|vector| vector.read(storage, self.log_store.root_url()))
             .map_err(TableError::storage(&*what))?;
         // A data file has fewer than 2^32 rows, so only the first of the 32-bit bitmaps is used.
         let mut bitmaps = rows.bitmaps();
