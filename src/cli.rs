@@ -10,7 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::{self, RunError, Running};
-use crate::plan::{Mistakes, Overrides, Plan};
+use crate::launch::{self, Launch};
+use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
 use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, generate, query};
 
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Run a pipeline until ctrl-C or SIGTERM, which make a last checkpoint.
     Run(Run),
+    /// Run a pipeline in several processes on this machine, and all again whenever one dies.
+    Launch(LaunchArguments),
     /// Generate tweets into a folder, run the mentions pipeline on them, and stay for changes.
     Demo(Demo),
     /// Print a commented configuration with every default.
@@ -72,6 +75,26 @@ struct Run {
     /// A file with the host and port of every process, one a line, the same for all of them.
     #[arg(long, value_name = "FILE", requires = "process")]
     hosts: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay launch --processes 4 --workers 1 assay.toml
+  assay launch --processes 2 assay.toml --until-idle
+
+The first process answers queries where the configuration says, the others at the ports that follow.")]
+struct LaunchArguments {
+    /// The configuration.
+    config: PathBuf,
+    /// Processes.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    processes: u16,
+    /// Worker threads of each process.
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// End when the source has been read to its end and everything is durable.
+    #[arg(long)]
+    until_idle: bool,
 }
 
 #[derive(Debug, Args)]
@@ -160,14 +183,30 @@ fn start_logging(json: bool) {
 fn end_on_panic() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        told(panic);
+        match lost_peer() {
+            Some(peer) => eprintln!(
+                "assay: process {peer} of the cluster has ended or cannot be reached; ending as well, \
+                 to start again from the last checkpoint"
+            ),
+            None => told(panic),
+        }
         std::process::exit(EXIT_FAILURE);
     }));
+}
+
+/// The process to which the panicking thread talks: losing the connection is how timely's threads
+/// learn that it has ended.
+fn lost_peer() -> Option<String> {
+    let thread = std::thread::current();
+    let name = thread.name()?.strip_prefix("timely:")?;
+    let (kind, peer) = name.split_once('-')?;
+    matches!(kind, "recv" | "send").then(|| peer.to_owned())
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(run) => run_pipeline(&run),
+        Command::Launch(arguments) => launch_processes(arguments),
         Command::Demo(demo) => demo::run(demo.dir, demo.exit),
         Command::Init { .. } => {
             print!("{}", config::TEMPLATE);
@@ -184,10 +223,27 @@ fn run_pipeline(run: &Run) -> anyhow::Result<()> {
         process: run.process.unwrap_or(0),
         hosts: run.hosts.clone(),
         until_idle: run.until_idle,
+        secret: std::env::var(SECRET_VARIABLE).ok(),
     };
     let plan = plan(&run.config, &overrides)?;
     cluster::run(plan, follow)?;
     Ok(())
+}
+
+fn launch_processes(arguments: LaunchArguments) -> anyhow::Result<()> {
+    let overrides = Overrides {
+        workers: arguments.workers,
+        ..Overrides::default()
+    };
+    // Checked here as well, so that a mistake is told once and not by every process.
+    let plan = plan(&arguments.config, &overrides)?;
+    launch::run(&Launch {
+        config: arguments.config,
+        processes: arguments.processes.into(),
+        workers: arguments.workers,
+        until_idle: arguments.until_idle,
+        listen: plan.listen,
+    })
 }
 
 /// Reads and checks a configuration.

@@ -1,5 +1,6 @@
 //! Starts everything that the plan asks for, and ends it.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use connectors::files::{FilesSource, Share};
@@ -8,11 +9,15 @@ use connectors::message::SourceError;
 use dataflows::change::Epoch;
 use metrics_exporter_prometheus::PrometheusHandle;
 use models::ModelError;
-use timely::{CommunicationConfig, Config, WorkerConfig};
-use tokio::runtime::Runtime;
+use timely::communication::Hooks;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
+use timely::{CommunicationConfig, WorkerConfig};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::checkpoint::store::StoreError;
+use crate::peers::{self, PeerError};
 use crate::plan::{ClusterPlan, Plan, SourcePlan};
 use crate::query::http;
 use crate::query::peek::{Asks, Peeker, peeker};
@@ -34,6 +39,9 @@ pub enum RunError {
     /// The server cannot listen.
     #[error("{0}")]
     Server(String),
+    /// The processes do not come together.
+    #[error(transparent)]
+    Peers(#[from] PeerError),
     /// The threads cannot be started.
     #[error("cannot start: {0}")]
     Start(String),
@@ -176,7 +184,9 @@ fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
     let cluster = process.plan().cluster.clone();
     let asks = Mutex::new(Some(asks));
     let process = Arc::clone(process);
-    let workers = timely::execute(configuration(&cluster), move |worker| {
+    let (builders, guard) = communication(&cluster, process.runtime())?;
+    let configuration = WorkerConfig::default();
+    let workers = timely::execute::execute_from(builders, guard, configuration, move |worker| {
         // One worker of the process answers for it.
         let first =
             worker.index() == process.plan().cluster.process * process.plan().cluster.workers;
@@ -192,20 +202,26 @@ fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
         .try_for_each(|ended| ended.map_err(RunError::Start))
 }
 
-fn configuration(cluster: &ClusterPlan) -> Config {
-    let communication = match (cluster.hosts.as_slice(), cluster.workers) {
-        ([], 1) | ([_], 1) => CommunicationConfig::Thread,
-        ([], threads) | ([_], threads) => CommunicationConfig::Process(threads),
-        (hosts, threads) => CommunicationConfig::Cluster {
-            threads,
-            process: cluster.process,
-            addresses: hosts.to_vec(),
-            report: false,
-            zerocopy: false,
-        },
+/// How the workers of all processes reach one another.
+fn communication(
+    cluster: &ClusterPlan,
+    runtime: &Handle,
+) -> Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>), RunError> {
+    let threads = cluster.workers;
+    let (Some(secret), 2..) = (&cluster.secret, cluster.hosts.len()) else {
+        let configuration = match threads {
+            1 => CommunicationConfig::Thread,
+            threads => CommunicationConfig::Process(threads),
+        };
+        return configuration.try_build().map_err(RunError::Start);
     };
-    Config {
-        communication,
-        worker: WorkerConfig::default(),
-    }
+    let sockets = runtime.block_on(peers::connect(cluster, secret))?;
+    let hooks = Hooks::default();
+    let (refill, spill) = (hooks.refill.clone(), hooks.spill.clone());
+    let within = ProcessBuilder::new_typed_vector(threads, refill, spill);
+    let between =
+        initialize_networking_from_sockets(within, sockets, cluster.process, threads, hooks);
+    let (builders, guard) = between.map_err(|error| RunError::Start(error.to_string()))?;
+    let builders = builders.into_iter().map(AllocatorBuilder::Tcp).collect();
+    Ok((builders, Box::new(guard)))
 }

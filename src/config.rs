@@ -35,6 +35,8 @@ pub struct Settings {
     pub tables: TablesSettings,
     /// Where queries are answered.
     pub server: ServerSettings,
+    /// What concerns several processes.
+    pub cluster: ClusterSettings,
 }
 
 /// Where rows come from.
@@ -137,6 +139,14 @@ pub struct ServerSettings {
     pub listen: String,
 }
 
+/// What concerns several processes.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterSettings {
+    /// A file with the secret by which the processes know one another.
+    pub secret_file: PathBuf,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -148,6 +158,7 @@ impl Default for Settings {
             model: ModelSettings::default(),
             tables: TablesSettings::default(),
             server: ServerSettings::default(),
+            cluster: ClusterSettings::default(),
         }
     }
 }

@@ -4,7 +4,8 @@
 //! tables, `dataflows` derive relations from them, `models` score texts. It reads from top to bottom:
 //!
 //! - [`cli`], [`config`], [`plan`]: what the user typed, what the user wrote, what will run.
-//! - [`cluster`]: starts everything that the plan asks for, and ends it.
+//! - [`cluster`]: starts everything that the plan asks for, and ends it; [`peers`] brings its processes
+//!   together, [`launch`] starts them on one machine.
 //! - [`wire`]: the only module that knows all three crates.
 //! - [`ingest`], [`worker`]: a thread a source, a thread a worker.
 //! - [`checkpoint`], [`query`]: what is durable, what is read.
@@ -18,7 +19,9 @@ pub mod config;
 pub mod demo;
 pub mod generate;
 pub mod ingest;
+pub mod launch;
 pub mod metrics;
+pub mod peers;
 pub mod plan;
 pub mod progress;
 pub mod query;

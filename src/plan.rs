@@ -11,6 +11,7 @@ use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::mention::MentionRule;
 
 use crate::config::{self, Settings, SourceKind, line_of};
+use crate::peers::Secret;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -75,9 +76,14 @@ pub struct ClusterPlan {
     pub process: usize,
     /// The address of every process; empty for a single one.
     pub hosts: Vec<String>,
+    /// What the processes know one another by; there is one if there are several.
+    pub secret: Option<Secret>,
 }
 
-/// How the command line changes the configuration.
+/// The variable that holds the cluster's secret, instead of a file.
+pub const SECRET_VARIABLE: &str = "ASSAY_CLUSTER_SECRET";
+
+/// How the command line and the environment change the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// Worker threads, if given.
@@ -86,6 +92,8 @@ pub struct Overrides {
     pub process: usize,
     /// A file with the address of every process, one a line.
     pub hosts: Option<PathBuf>,
+    /// What the processes know one another by, from [`SECRET_VARIABLE`].
+    pub secret: Option<String>,
     /// Whether to end when the source has been read to its end.
     pub until_idle: bool,
 }
@@ -178,7 +186,7 @@ impl Plan {
             tables: check.tables(settings, folder),
             checkpoint_interval_ms: interval.saturating_mul(1_000),
             listen: check.listen(settings),
-            cluster: check.cluster(settings, overrides),
+            cluster: check.cluster(settings, overrides, folder),
             until_idle: overrides.until_idle,
         };
         if check.mistakes.is_empty() {
@@ -297,7 +305,12 @@ impl Check<'_> {
         parsed.ok()
     }
 
-    fn cluster(&mut self, settings: &Settings, overrides: &Overrides) -> ClusterPlan {
+    fn cluster(
+        &mut self,
+        settings: &Settings,
+        overrides: &Overrides,
+        folder: &Path,
+    ) -> ClusterPlan {
         let workers = overrides.workers.unwrap_or(settings.workers);
         self.require(
             (1..=1_024).contains(&workers),
@@ -313,11 +326,48 @@ impl Check<'_> {
             let message = format!("there is no process {process} among {}", hosts.len().max(1));
             self.mistake("--process", message);
         }
+        let secret = match hosts.len() {
+            0 | 1 => None,
+            _ => self.secret(settings, overrides, folder),
+        };
         ClusterPlan {
             workers,
             process,
             hosts,
+            secret,
         }
+    }
+
+    fn secret(
+        &mut self,
+        settings: &Settings,
+        overrides: &Overrides,
+        folder: &Path,
+    ) -> Option<Secret> {
+        const KEY: &str = "cluster.secret_file";
+        let file = &settings.cluster.secret_file;
+        let text = match &overrides.secret {
+            Some(text) => text.clone(),
+            None if file.as_os_str().is_empty() => {
+                let message = format!(
+                    "several processes must know one another by a secret; make one with \
+                     `openssl rand -hex 32 > secret.txt` and name the file, or set {SECRET_VARIABLE}"
+                );
+                self.mistake(KEY, message);
+                return None;
+            }
+            None => match std::fs::read_to_string(folder.join(file)) {
+                Ok(text) => text,
+                Err(error) => {
+                    self.mistake(KEY, format!("cannot read \"{}\": {error}", file.display()));
+                    return None;
+                }
+            },
+        };
+        let secret = Secret::new(&text);
+        let message = format!("a secret has at least {} characters", Secret::SHORTEST);
+        self.require(secret.is_some(), KEY, message);
+        secret
     }
 
     fn hosts(&mut self, file: &Path) -> Vec<String> {

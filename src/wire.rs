@@ -123,6 +123,11 @@ impl Process {
         &self.plan
     }
 
+    /// Runs what waits for others.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// The request to stop.
     pub fn stop(&self) -> &Stop {
         &self.stop

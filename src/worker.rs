@@ -20,6 +20,9 @@ const REST: Duration = Duration::from_millis(50);
 /// How often lags are told.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// An epoch that stays incomplete for so long is worth a word.
+const STALLED: Duration = Duration::from_secs(10);
+
 /// Checkpoints that may be under way before the intake pauses.
 const CHECKPOINTS_BEHIND: u64 = 3;
 
@@ -60,6 +63,8 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         last_fed: 0,
         first_of_process,
         next_report: Instant::now(),
+        oldest: None,
+        oldest_since: Instant::now(),
     };
     turns.run(worker);
 }
@@ -86,6 +91,9 @@ struct Turns {
     last_fed: Epoch,
     first_of_process: bool,
     next_report: Instant,
+    /// The oldest epoch that is not complete, and since when it has been that.
+    oldest: Option<Epoch>,
+    oldest_since: Instant,
 }
 
 impl Turns {
@@ -165,10 +173,28 @@ impl Turns {
         let first = self
             .computed
             .with_frontier(|frontier| frontier.first().copied());
+        self.watch(first);
         self.process.progress().lag(
             first
                 .filter(|first| *first > 1)
                 .map_or(Duration::ZERO, behind),
         );
+    }
+
+    /// Says when the oldest epoch stays incomplete: a peer that hangs tells of itself in no other way.
+    fn watch(&mut self, oldest: Option<Epoch>) {
+        if oldest != self.oldest || oldest.is_none_or(|oldest| oldest > self.last_fed) {
+            self.oldest = oldest;
+            self.oldest_since = Instant::now();
+        } else if self.oldest_since.elapsed() > STALLED {
+            self.oldest_since = Instant::now();
+            let others = match self.process.plan().cluster.hosts.len() {
+                0 | 1 => "",
+                _ => ", or another process is paused or cannot be reached",
+            };
+            tracing::warn!(
+                "no epoch has been completed for {STALLED:?}: something is slow{others}"
+            );
+        }
     }
 }

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use support::{Site, assay, free_port};
 
+const SECRET: &str = "known to the processes of these tests";
+
 const NO_MODEL: &str = "[model]\nenabled = false\n";
 
 fn generate(site: &Site, count: usize) {
@@ -206,6 +208,7 @@ fn two_processes_keep_the_same_tables_as_one() {
             .arg(site.path("hosts.txt"))
             .args(["--process", index]);
         command.env("ASSAY__SERVER__LISTEN", "127.0.0.1:0");
+        command.env("ASSAY_CLUSTER_SECRET", SECRET);
         command.spawn().unwrap()
     };
     let mut processes = [process("0"), process("1")];
@@ -217,12 +220,15 @@ fn two_processes_keep_the_same_tables_as_one() {
 
 #[test]
 fn each_process_of_a_cluster_answers_for_all() {
-    let site = Site::new(NO_MODEL);
+    let cluster = format!("[cluster]\nsecret_file = \"secret.txt\"\n{NO_MODEL}");
+    let site = Site::new(&cluster);
+    std::fs::write(site.path("secret.txt"), SECRET).unwrap();
     generate(&site, 100);
     let hosts = format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port());
     std::fs::write(site.path("hosts.txt"), hosts).unwrap();
     let hosts = site.path("hosts.txt").display().to_string();
-    let other = Site::new(NO_MODEL);
+    let other = Site::new(&cluster);
+    std::fs::write(other.path("secret.txt"), SECRET).unwrap();
     for folder in ["tweets", "tables"] {
         let _ = std::fs::remove_dir(other.path(folder));
         std::os::unix::fs::symlink(site.path(folder), other.path(folder)).unwrap();
@@ -239,6 +245,69 @@ fn each_process_of_a_cluster_answers_for_all() {
         second.wait_for("the end", || second.get("/healthz").is_none());
     });
     assert_eq!(site.tables()["bronze"].len(), 100);
+}
+
+#[test]
+fn a_cluster_without_a_secret_is_refused() {
+    let site = Site::new(NO_MODEL);
+    std::fs::write(site.path("hosts.txt"), "127.0.0.1:1\n127.0.0.1:2\n").unwrap();
+    let output = assay()
+        .arg("run")
+        .arg(site.path("assay.toml"))
+        .args(["--process", "0", "--hosts"])
+        .arg(site.path("hosts.txt"))
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("cluster.secret_file"), "{message}");
+}
+
+/// The process numbers of the children of a process.
+fn children(process: u32) -> Vec<u32> {
+    let listed = std::process::Command::new("pgrep")
+        .args(["-P", &process.to_string()])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    listed.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_launched_cluster_comes_back_whichever_process_dies() {
+    let site = Site::new(&format!("{NO_MODEL}[tables]\ncheckpoint_interval_s = 1\n"));
+    generate(&site, 200);
+    let running = site.launch(&["--processes", "3", "--workers", "1"]);
+    let rows = || {
+        running
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 200)
+            && running.number("select count(*) from bronze") == 200
+    };
+    running.wait_for("all rows", rows);
+    for victim in 0..3 {
+        let processes = children(running.id());
+        assert_eq!(processes.len(), 3, "{processes:?}");
+        let killed = std::process::Command::new("kill")
+            .args(["-9", &processes[victim].to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+        running.wait_for("other processes", || {
+            let now = children(running.id());
+            now.len() == 3 && now.iter().all(|process| !processes.contains(process))
+        });
+        site.tweet("000001.json", &format!("@bo once more {victim}"));
+        let answers = || {
+            running
+                .get("/readyz")
+                .is_some_and(|(status, _)| status == 200)
+        };
+        running.wait_for("an answer", answers);
+        let sql = format!("select count(*) from bronze where text = '@bo once more {victim}'");
+        running.wait_for("the change", || running.number(&sql) == 1);
+    }
+    running.stop();
+    assert_eq!(site.tables(), tables_of_a_fresh_run(&site, NO_MODEL));
 }
 
 #[test]

@@ -389,6 +389,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
             workers,
             process: 0,
             hosts: Vec::new(),
+            secret: None,
         },
         until_idle: false,
     }

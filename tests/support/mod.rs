@@ -74,26 +74,41 @@ impl Site {
 
     /// Starts the program and waits until its sources have been read to their end.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        let log = std::fs::File::create(self.path("log.txt")).unwrap();
-        let config = self.path("assay.toml");
-        let child = assay()
-            .arg("run")
-            .arg(config)
-            .args(arguments)
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let running = Running {
-            child,
-            port: self.port,
-            log: self.path("log.txt"),
-        };
+        self.start_with(arguments, &[])
+    }
+
+    /// The same, with variables.
+    pub(crate) fn start_with(&self, arguments: &[&str], variables: &[(&str, String)]) -> Running {
+        let running = self.spawn("run", arguments, variables);
         running.wait_for("readiness", || {
             running
                 .get("/readyz")
                 .is_some_and(|(status, _)| status == 200)
         });
         running
+    }
+
+    /// Starts the program as a cluster.
+    pub(crate) fn launch(&self, arguments: &[&str]) -> Running {
+        self.spawn("launch", arguments, &[])
+    }
+
+    fn spawn(&self, command: &str, arguments: &[&str], variables: &[(&str, String)]) -> Running {
+        let log = std::fs::File::create(self.path("log.txt")).unwrap();
+        let config = self.path("assay.toml");
+        let child = assay()
+            .arg(command)
+            .arg(config)
+            .args(arguments)
+            .envs(variables.iter().cloned())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Running {
+            child,
+            port: self.port,
+            log: self.path("log.txt"),
+        }
     }
 
     /// All rows of all tables, as text, sorted; without the columns that tell of reading.
@@ -124,6 +139,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// The number of the process that was started.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn sql(&self, sql: &str) -> Vec<Value> {
         self.answer(sql)["rows"].as_array().unwrap().clone()
     }
@@ -144,6 +164,17 @@ impl Running {
             .unwrap()
             .as_i64()
             .unwrap()
+    }
+
+    /// The epoch of the last checkpoint.
+    pub(crate) fn checkpointed(&self) -> u64 {
+        let (_, metrics) = self.get("/metrics").unwrap();
+        let mut lines = metrics.lines();
+        let name = "assay_checkpoint_timestamp_seconds ";
+        let seconds = lines.find_map(|line| line.strip_prefix(name));
+        seconds.map_or(0, |seconds| {
+            (seconds.parse::<f64>().unwrap() * 1_000.0).round() as u64
+        })
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {

@@ -71,6 +71,16 @@ const OPENSSL: Need = Need {
     },
 };
 
+const PYTHON: Need = Need {
+    what: "Python 3 that can make environments",
+    packages: &["python3-venv"],
+    met: || {
+        let mut command = Command::new("python3");
+        command.args(["-c", "import ensurepip, venv"]);
+        succeeds(command)
+    },
+};
+
 /// Makes sure that what `purpose` needs is installed; Maven only if jars are still to be fetched.
 ///
 /// As root on a system with apt the missing packages are installed. Otherwise the failure names them.
@@ -80,7 +90,7 @@ pub(crate) fn prerequisites(purpose: Purpose, fetch_jars: bool, log: &Path) -> O
         needs.push(MAVEN);
     }
     if purpose == Purpose::Tests {
-        needs.extend([COMPILER, MAKE, PKG_CONFIG, OPENSSL]);
+        needs.extend([COMPILER, MAKE, PKG_CONFIG, OPENSSL, PYTHON]);
     }
     let missing = unmet(needs);
     if missing.is_empty() {

@@ -61,7 +61,10 @@ fn checks(settings: &Settings, guard: &mut Guard, arguments: &[String]) -> Outco
         command
     };
     thread::scope(|scope| {
-        let services = scope.spawn(|| services::up(settings, Data::Wipe));
+        let services = scope.spawn(|| {
+            services::readers::fetch(settings)?;
+            services::up(settings, Data::Wipe)
+        });
         let compiled = compile(guard, lints, test(&["--no-run"]));
         let started = services
             .join()

@@ -12,6 +12,8 @@ use crate::process::{progress, run_logged};
 
 const KAFKA_VERSION: &str = "4.3.1";
 const DEBEZIUM_VERSION: &str = "3.7.0.Final";
+/// For Spark 4.0, see `readers`.
+const DELTA_VERSION: &str = "4.0.0";
 /// What Kafka itself is built with; without it its log goes nowhere.
 const LOG4J_VERSION: &str = "2.25.4";
 const DEPENDENCY_PLUGIN_VERSION: &str = "3.8.1";
@@ -51,11 +53,16 @@ pub(super) fn plugins(settings: &Settings) -> PathBuf {
     settings.directory.join("plugins")
 }
 
+/// Returns the folder with what Spark needs to read Delta tables.
+pub(super) fn of_spark(settings: &Settings) -> PathBuf {
+    settings.directory.join("spark")
+}
+
 fn libraries(settings: &Settings) -> PathBuf {
     settings.directory.join("lib")
 }
 
-fn projects(settings: &Settings) -> [Project; 2] {
+fn projects(settings: &Settings) -> [Project; 3] {
     let mut artifacts: Vec<_> = [
         "kafka_2.13",
         "kafka-tools",
@@ -86,6 +93,12 @@ fn projects(settings: &Settings) -> [Project; 2] {
                 "debezium-connector-postgres",
                 DEBEZIUM_VERSION,
             )],
+        },
+        Project {
+            name: "spark",
+            folder: of_spark(settings),
+            excluded: "",
+            artifacts: vec![("io.delta", "delta-spark_2.13", DELTA_VERSION)],
         },
     ]
 }

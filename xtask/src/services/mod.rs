@@ -18,6 +18,7 @@ mod connect;
 mod jars;
 mod kafka;
 mod postgres;
+pub(crate) mod readers;
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -218,6 +219,7 @@ pub(crate) fn environment(settings: &Settings) -> Vec<(&'static str, String)> {
     if let Ok(program) = env::current_exe() {
         variables.push(("ASSAY_TEST_XTASK", program.display().to_string()));
     }
+    variables.extend(readers::environment(settings));
     variables
 }
 

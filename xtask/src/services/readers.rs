@@ -1,0 +1,70 @@
+//! Programs from Python's registry that tests need: readers of Delta tables to compare with (Spark,
+//! and Polars with the package of delta-rs), and a server that speaks S3.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use super::{Settings, jars, remove_directory};
+use crate::failure::{OrCannot, Outcome};
+use crate::process::{progress, run_logged};
+
+/// Spark is the newest for which this version of Delta's library is made; see `jars`.
+const REQUIREMENTS: &str =
+    "deltalake==1.6.6\nmoto[s3,server]==5.2.5\npolars==2.1.0\npyspark==4.0.1\n";
+
+/// What tests find the readers by.
+pub(super) fn environment(settings: &Settings) -> [(&'static str, String); 2] {
+    [
+        ("ASSAY_TEST_PYTHON", python(settings).display().to_string()),
+        (
+            "ASSAY_TEST_SPARK_JARS",
+            jars::of_spark(settings).display().to_string(),
+        ),
+    ]
+}
+
+fn directory(settings: &Settings) -> PathBuf {
+    settings.directory.join("python")
+}
+
+fn python(settings: &Settings) -> PathBuf {
+    directory(settings).join("bin/python")
+}
+
+/// Installs the packages into an environment of their own, unless they are there. Written last, the
+/// file of requirements vouches for them.
+pub(crate) fn fetch(settings: &Settings) -> Outcome {
+    let stamp = directory(settings).join("complete.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == REQUIREMENTS) {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let log = settings.log("pip");
+    let directory = directory(settings);
+    remove_directory(&directory)?;
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv"])
+        .arg(&directory)
+        .stdin(Stdio::null());
+    run_logged(make, &log)?;
+    let mut install = Command::new(python(settings));
+    install
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ])
+        .args(REQUIREMENTS.lines())
+        .stdin(Stdio::null());
+    run_logged(install, &log)?;
+    fs::write(&stamp, REQUIREMENTS).or_cannot(|| format!("write {}", stamp.display()))?;
+    progress(
+        "readers",
+        &format!("fetched in {:.1} s", begun.elapsed().as_secs_f32()),
+    );
+    Ok(())
+}
