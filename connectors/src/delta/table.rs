@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::DeltaTable;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
@@ -377,6 +377,16 @@ const WITH_VECTORS: &str = r#"{"minReaderVersion":3,"minWriterVersion":7,
 /// What every reader and writer knows.
 const PLAIN: &str = r#"{"minReaderVersion":1,"minWriterVersion":2}"#;
 
+/// The columns as the table declares them. To say that a column is never null is an invariant, which
+/// writers of the table would have to know as a feature of its own; no data here needs it said.
+fn nullable(schema: &SchemaRef) -> Schema {
+    let fields = schema.fields().iter();
+    let fields: Vec<_> = fields
+        .map(|field| field.as_ref().clone().with_nullable(true))
+        .collect();
+    Schema::new(fields)
+}
+
 /// Commits a table's first version, unless it is there.
 async fn create(
     log_store: LogStoreRef,
@@ -385,8 +395,7 @@ async fn create(
     deletes: Deletes,
 ) -> Result<DeltaTable, TableError> {
     let what = format!("cannot make table \"{relation}\"");
-    let columns: StructType = schema
-        .as_ref()
+    let columns: StructType = (&nullable(schema))
         .try_into_kernel()
         .map_err(TableError::storage(&*what))?;
     let (protocol, configuration) = match deletes {
