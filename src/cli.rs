@@ -13,6 +13,7 @@ use crate::cluster::{self, RunError, Running};
 use crate::launch::{self, Launch};
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
+use crate::tables::{self, Order};
 use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, generate, query};
 
 /// Keeps scores and counts true while the data underneath them changes.
@@ -49,6 +50,9 @@ enum Command {
     },
     /// Ask a running Assay, in SQL.
     Query(Query),
+    /// Look after the tables of a configuration.
+    #[command(subcommand)]
+    Tables(Tables),
     /// Make data to try a pipeline on.
     #[command(subcommand)]
     Generate(Generate),
@@ -120,6 +124,35 @@ struct Query {
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Tables {
+    /// Print what each table holds; marked rows are removed ones that a file still has.
+    List {
+        /// The configuration.
+        config: PathBuf,
+    },
+    /// Print the versions of tables that can still be read, the newest first.
+    History {
+        /// The configuration.
+        config: PathBuf,
+        /// One relation alone.
+        relation: Option<String>,
+    },
+    /// Remove files that no version within the history needs; a running Assay is not disturbed.
+    #[command(after_help = "Examples:
+  assay tables vacuum assay.toml --dry-run
+  assay tables vacuum assay.toml
+
+How long earlier versions can be read is tables.history_hours. Files younger than an hour are left alone.")]
+    Vacuum {
+        /// The configuration.
+        config: PathBuf,
+        /// Only tell what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -213,11 +246,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Query(ask) => ask_server(&ask),
+        Command::Tables(order) => look_after(&order),
         Command::Generate(Generate::Tweets(tweets)) => generate::run(&tweets),
     }
 }
 
 fn run_pipeline(run: &Run) -> anyhow::Result<()> {
+    launch::stop_with_launcher()?;
     let overrides = Overrides {
         workers: run.workers,
         process: run.process.unwrap_or(0),
@@ -244,6 +279,15 @@ fn launch_processes(arguments: LaunchArguments) -> anyhow::Result<()> {
         until_idle: arguments.until_idle,
         listen: plan.listen,
     })
+}
+
+fn look_after(order: &Tables) -> anyhow::Result<()> {
+    let (config, relation, order) = match order {
+        Tables::List { config } => (config, None, Order::List),
+        Tables::History { config, relation } => (config, relation.as_deref(), Order::History),
+        Tables::Vacuum { config, dry_run } => (config, None, Order::Vacuum { remove: !dry_run }),
+    };
+    tables::run(&plan(config, &Overrides::default())?, relation, order)
 }
 
 /// Reads and checks a configuration.

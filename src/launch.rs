@@ -26,6 +26,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A cluster that ran for so long counts as having stood.
 const STOOD: Duration = Duration::from_secs(30);
 
+/// The variable that tells a process who has launched it.
+const LAUNCHER_VARIABLE: &str = "ASSAY_LAUNCHER";
+
+/// Makes a process that was launched stop, with a last checkpoint, should its launcher be killed.
+///
+/// # Errors
+/// If the launcher is gone already.
+pub fn stop_with_launcher() -> anyhow::Result<()> {
+    let Ok(launcher) = std::env::var(LAUNCHER_VARIABLE) else {
+        return Ok(());
+    };
+    // Only Linux offers this; elsewhere the processes would stay until they are told to end.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
+    anyhow::ensure!(
+        parent == Some(launcher),
+        "the launcher of this process is gone"
+    );
+    Ok(())
+}
+
 /// What to start.
 #[derive(Debug)]
 pub struct Launch {
@@ -122,6 +144,7 @@ impl Cluster {
                 .args(["--process", &process.to_string(), "--hosts"])
                 .arg(hosts)
                 .env(SECRET_VARIABLE, &secret)
+                .env(LAUNCHER_VARIABLE, std::process::id().to_string())
                 .stdin(Stdio::null())
                 .stderr(Stdio::piped())
                 // A signal of the terminal reaches the launcher alone, which passes it on once.

@@ -8,7 +8,7 @@
 //!   together, [`launch`] starts them on one machine.
 //! - [`wire`]: the only module that knows all three crates.
 //! - [`ingest`], [`worker`]: a thread a source, a thread a worker.
-//! - [`checkpoint`], [`query`]: what is durable, what is read.
+//! - [`checkpoint`], [`query`]: what is durable, what is read; [`tables`] looks after what is durable.
 //! - [`metrics`], [`progress`]: what is told meanwhile.
 //! - [`demo`], [`generate`]: a pipeline to try without any data of one's own.
 
@@ -25,6 +25,7 @@ pub mod peers;
 pub mod plan;
 pub mod progress;
 pub mod query;
+pub mod tables;
 pub mod wire;
 pub mod worker;
 

@@ -8,12 +8,14 @@
 //!   ([`consume`]); [`topic`] fills the topic.
 //! - [`score`]: texts through the model, bare and within the pipeline.
 //! - [`memory`]: bytes a live row.
+//! - [`checkpoint`]: a few changes of large tables, and a restart.
 //! - [`start_files`]: a folder of many small files.
 //! - [`program`], [`cost`], [`table`]: how a run is started, what it cost, how results are printed.
 //!
 //! The README says why these shapes, and how to read the numbers.
 
 mod catch_up;
+mod checkpoint;
 mod consume;
 mod cost;
 mod memory;
@@ -50,6 +52,8 @@ enum Command {
     Score(score::Score),
     /// Hold many rows, with and without indexes.
     Memory(memory::Memory),
+    /// Change a few rows of many, and start again.
+    Checkpoint(checkpoint::Checkpoint),
     /// Read a folder of files with one tweet each, into tables.
     StartFiles(start_files::StartFiles),
     /// Poll and parse a topic, and do nothing with it: the floor of `catch-up`, which runs it.
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::CatchUp(bench) => catch_up::run(&bench),
         Command::Score(bench) => score::run(&bench),
         Command::Memory(bench) => memory::run(&bench),
+        Command::Checkpoint(bench) => checkpoint::run(&bench),
         Command::StartFiles(bench) => start_files::run(&bench),
         Command::Consume(bench) => consume::run(&bench),
     };

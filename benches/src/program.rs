@@ -16,7 +16,7 @@ pub(crate) const SEED: u64 = 2_009;
 
 /// Lines of a file: the source reads 512 files a turn and closes epochs between turns, so that
 /// 100 lines make epochs of 51,200 rows, which is about what a Kafka topic's have.
-const LINES_A_FILE: usize = 100;
+pub(crate) const LINES_A_FILE: usize = 100;
 
 /// The `assay` program beside this one, and a folder that goes away with this value.
 pub(crate) struct Assay {
@@ -39,6 +39,11 @@ impl Assay {
         );
         let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
         Ok(Self { program, folder })
+    }
+
+    /// The program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Where a bench may put its input and tables.

@@ -66,7 +66,7 @@ pub fn grid(columns: &[String], rows: &[Vec<String>]) -> String {
             .unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns.len()).map(width).collect();
-    let number = |cell: &String| !cell.is_empty() && cell.parse::<f64>().is_ok();
+    let number = |cell: &String| cell.replace(',', "").parse::<f64>().is_ok();
     let right: Vec<_> = (0..columns.len())
         .map(|index| !rows.is_empty() && rows.iter().all(|row| number(&row[index])))
         .collect();

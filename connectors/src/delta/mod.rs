@@ -13,13 +13,15 @@
 mod files;
 mod manifests;
 mod table;
+mod vacuum;
 
 use std::sync::Arc;
 
 pub use deltalake::kernel::Action;
 pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval};
 pub use manifests::{Manifests, PutManifest};
-pub use table::{Mended, Table};
+pub use table::{Mended, Table, TableVersion};
+pub use vacuum::Vacuumed;
 
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;

@@ -42,15 +42,36 @@ impl Table {
         schema: SchemaRef,
         deletes: Deletes,
     ) -> Result<Self, TableError> {
-        let what = format!("cannot open table \"{relation}\"");
-        let log_store = log_store(folder, relation)?;
-        let mut table = DeltaTable::new(Arc::clone(&log_store));
-        let exists = table.verify_deltatable_existence().await;
-        if exists.map_err(TableError::storage(&*what))? {
-            table.load().await.map_err(TableError::storage(&*what))?;
-        } else {
-            table = create(log_store, relation, &schema, deletes).await?;
+        let existing = Self::open_existing(folder, relation, Arc::clone(&schema), deletes).await?;
+        if let Some(table) = existing {
+            return Ok(table);
         }
+        let log_store = log_store(folder, relation)?;
+        Ok(Self {
+            relation: relation.to_owned(),
+            table: create(log_store, relation, &schema, deletes).await?,
+            schema,
+            deletes,
+        })
+    }
+
+    /// Opens the relation's table, if there is one.
+    ///
+    /// # Errors
+    /// If the storage fails, or the table has other columns.
+    pub async fn open_existing(
+        folder: &TablesFolder,
+        relation: &str,
+        schema: SchemaRef,
+        deletes: Deletes,
+    ) -> Result<Option<Self>, TableError> {
+        let what = format!("cannot open table \"{relation}\"");
+        let mut table = DeltaTable::new(log_store(folder, relation)?);
+        let exists = table.verify_deltatable_existence().await;
+        if !exists.map_err(TableError::storage(&*what))? {
+            return Ok(None);
+        }
+        table.load().await.map_err(TableError::storage(&*what))?;
         let opened = Self {
             relation: relation.to_owned(),
             table,
@@ -58,7 +79,7 @@ impl Table {
             deletes,
         };
         opened.check_columns()?;
-        Ok(opened)
+        Ok(Some(opened))
     }
 
     fn check_columns(&self) -> Result<(), TableError> {
@@ -85,8 +106,12 @@ impl Table {
         )))
     }
 
-    fn what(&self, verb: &str) -> String {
+    pub(super) fn what(&self, verb: &str) -> String {
         format!("cannot {verb} table \"{}\"", self.relation)
+    }
+
+    pub(super) fn log_store(&self) -> LogStoreRef {
+        self.table.log_store()
     }
 
     /// Reads and writes the table's files.
@@ -145,7 +170,7 @@ impl Table {
     }
 
     /// The entries of the log that make up the table, by file.
-    async fn entries(&self) -> Result<BTreeMap<String, Add>, TableError> {
+    pub(super) async fn entries(&self) -> Result<BTreeMap<String, Add>, TableError> {
         let snapshot = self
             .table
             .snapshot()
@@ -238,21 +263,64 @@ impl Table {
     /// # Errors
     /// If the table's log cannot be read.
     pub async fn committed_version(&self, application: &str) -> Result<Option<u64>, TableError> {
-        let log_store = self.table.log_store();
         for version in (0..=self.version()).rev() {
-            let entry = log_store.read_commit_entry(version).await;
-            let Some(bytes) = entry.map_err(TableError::storage(self.what("read the log of")))?
-            else {
+            let Some(actions) = self.commit_entry(version).await? else {
                 break;
             };
-            let actions = bytes.split(|byte| *byte == b'\n');
-            let mut actions = actions.filter_map(|line| serde_json::from_slice(line).ok());
-            if actions.any(|action| matches!(action, Action::Txn(txn) if txn.app_id == application))
-            {
+            let ours =
+                |action: &Action| matches!(action, Action::Txn(txn) if txn.app_id == application);
+            if actions.iter().any(ours) {
                 return Ok(Some(version));
             }
         }
         Ok(None)
+    }
+
+    /// The versions that the log still tells of, the newest first.
+    ///
+    /// # Errors
+    /// If the table's log cannot be read.
+    pub async fn history(&self) -> Result<Vec<TableVersion>, TableError> {
+        let mut versions = Vec::new();
+        for version in (0..=self.version()).rev() {
+            let Some(actions) = self.commit_entry(version).await? else {
+                break;
+            };
+            let mut told = TableVersion {
+                version,
+                committed_at: 0,
+                operation: String::new(),
+                epoch: None,
+            };
+            for action in actions {
+                match action {
+                    Action::CommitInfo(commit) => {
+                        told.committed_at = commit.timestamp.unwrap_or(0);
+                        told.operation = commit.operation.unwrap_or_default();
+                    }
+                    Action::Txn(transaction) => told.epoch = Some(transaction.version),
+                    _ => {}
+                }
+            }
+            versions.push(told);
+        }
+        Ok(versions)
+    }
+
+    /// What a version committed, if the log still tells.
+    pub(super) async fn commit_entry(
+        &self,
+        version: u64,
+    ) -> Result<Option<Vec<Action>>, TableError> {
+        let entry = self.log_store().read_commit_entry(version).await;
+        let entry = entry.map_err(TableError::storage(self.what("read the log of")))?;
+        let actions = |bytes: bytes::Bytes| {
+            let lines = bytes.split(|byte| *byte == b'\n');
+            lines
+                .filter_map(|line| serde_json::from_slice(line).ok())
+                .collect()
+        };
+        Ok(entry.map(actions))
     }
 
     /// The table as it was at an earlier version.
@@ -343,6 +411,19 @@ impl Table {
             .map_err(TableError::storage(what))?;
         Ok(())
     }
+}
+
+/// A version of a table.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TableVersion {
+    /// Its number.
+    pub version: u64,
+    /// When it was committed, in milliseconds since 1970.
+    pub committed_at: i64,
+    /// What was done, in the table format's words.
+    pub operation: String,
+    /// The epoch of the checkpoint that it belongs to, if to one.
+    pub epoch: Option<i64>,
 }
 
 /// What was not as it should have been in a table's log.
