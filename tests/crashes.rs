@@ -52,7 +52,7 @@ impl Run {
     fn start(site: &Site, numbers: &mut Numbers, point: &str) -> Self {
         let processes = 1 + numbers.below(3) as usize;
         let workers = 1 + numbers.below(3);
-        let passes = 1 + numbers.below(6);
+        let passes = 1 + numbers.below(4);
         let ends = numbers.below(processes as u64) as usize;
         let addresses: Vec<_> = (0..processes)
             .map(|_| format!("127.0.0.1:{}\n", support::free_port()))
@@ -65,7 +65,7 @@ impl Run {
                 .arg(site.path("assay.toml"))
                 .args(["--workers", &workers.to_string()])
                 .env("ASSAY__SERVER__LISTEN", "127.0.0.1:0")
-                .env("ASSAY_CLUSTER_SECRET", "of this test")
+                .env("ASSAY_CLUSTER_SECRET", "known to these processes")
                 .stderr(std::fs::File::create(log(site, process)).unwrap());
             if processes > 1 {
                 command.args(["--process", &process.to_string(), "--hosts"]);
@@ -120,7 +120,7 @@ fn nothing_is_lost_or_doubled_however_often_the_program_is_killed() {
         let point = POINTS[(kill % POINTS.len() as u64) as usize];
         let run = Run::start(&site, &mut numbers, point);
         rows.change(10 * (1 + numbers.below(6) as usize));
-        let patience = Duration::from_millis(300 + numbers.below(3_000));
+        let patience = Duration::from_millis(500 + numbers.below(4_000));
         let at_point = run.end(&site, patience);
         *ended
             .entry(if at_point { point } else { "anywhere" })
