@@ -50,9 +50,13 @@ enum Command {
     },
     /// Ask a running Assay, in SQL.
     Query(Query),
+    /// Show what changed in a relation between two epochs or times.
+    Diff(Diff),
     /// Look after the tables of a configuration.
     #[command(subcommand)]
     Tables(Tables),
+    /// Remove someone's rows from every table, and say what was removed from where.
+    Forget(Forget),
     /// Make data to try a pipeline on.
     #[command(subcommand)]
     Generate(Generate),
@@ -114,16 +118,67 @@ struct Demo {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   assay query 'select count(*) from gold'
+  assay query --at '2026-01-01 12:30:00' 'select count(*) from gold'
   assay query --server http://127.0.0.1:9000 \"select * from users where \\\"user\\\" = 'ada'\"")]
 struct Query {
     /// The query.
     sql: String,
+    /// Answer as of the last checkpoint at or before an epoch or a time (UTC).
+    #[arg(long, value_name = "EPOCH_OR_TIME", value_parser = query::past::parse_epoch)]
+    at: Option<u64>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay diff users --from '2026-01-01 12:00' --to '2026-01-01 12:30'
+  assay diff mention_sentiment --from 2026-01-01 --json
+
+Each row is shown once, with how many more (or fewer) of it there are at the end.")]
+struct Diff {
+    /// The relation.
+    relation: String,
+    /// From the last checkpoint at or before this epoch or time (UTC).
+    #[arg(long, value_name = "EPOCH_OR_TIME", value_parser = query::past::parse_epoch)]
+    from: u64,
+    /// To the last checkpoint at or before this one; the newest there is if not given.
+    #[arg(long, value_name = "EPOCH_OR_TIME", value_parser = query::past::parse_epoch)]
+    to: Option<u64>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// Whom to ask, and how to show the answer.
+#[derive(Debug, Args)]
+struct Asking {
     /// Where Assay answers.
     #[arg(long, env = "ASSAY_SERVER", default_value = "http://127.0.0.1:8080")]
     server: String,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay forget assay.toml --where \"\\\"user\\\" = 'ada'\"
+  assay forget assay.toml --where \"\\\"user\\\" = 'ada'\" --purge
+
+Stop Assay first, and delete the rows at the source, which would bring them back otherwise. Without
+--purge, earlier versions of the tables hold them until the history has passed and a vacuum came by.")]
+struct Forget {
+    /// The configuration.
+    config: PathBuf,
+    /// Which rows of bronze to forget, as in SQL.
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: String,
+    /// Remove them from all files as well, with all earlier versions, and look whether it is so.
+    #[arg(long)]
+    purge: bool,
+    /// Where to write the receipt.
+    #[arg(long, value_name = "FILE", default_value = "forget-receipt.json")]
+    receipt: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -139,6 +194,31 @@ enum Tables {
         config: PathBuf,
         /// One relation alone.
         relation: Option<String>,
+    },
+    /// Write small files, and those with removed rows, as fewer whole ones; Assay must not be running,
+    /// which does so by itself.
+    Optimize {
+        /// The configuration.
+        config: PathBuf,
+    },
+    /// Derive every relation from bronze again and tell where a table differs; changes nothing.
+    #[command(
+        after_help = "Exits with code 1 if a table differs. A running Assay is not disturbed."
+    )]
+    Verify {
+        /// The configuration.
+        config: PathBuf,
+        /// Score every text again, rather than trust the scores that are kept.
+        #[arg(long)]
+        rescore: bool,
+    },
+    /// Delete all tables, after asking.
+    Reset {
+        /// The configuration.
+        config: PathBuf,
+        /// Delete without asking.
+        #[arg(long)]
+        yes: bool,
     },
     /// Remove files that no version within the history needs; a running Assay is not disturbed.
     #[command(after_help = "Examples:
@@ -245,8 +325,24 @@ fn run(command: Command) -> anyhow::Result<()> {
             print!("{}", config::TEMPLATE);
             Ok(())
         }
-        Command::Query(ask) => ask_server(&ask),
+        Command::Query(query) => show(&query.asking, |server| {
+            query::client::ask(server, &query.sql, query.at)
+        }),
+        Command::Diff(diff) => show(&diff.asking, |server| {
+            query::client::diff(
+                server,
+                &diff.relation,
+                diff.from,
+                diff.to.unwrap_or(query::past::NEWEST),
+            )
+        }),
         Command::Tables(order) => look_after(&order),
+        Command::Forget(forget) => tables::forget::run(
+            &plan(&forget.config, &Overrides::default())?,
+            &forget.condition,
+            forget.purge,
+            &forget.receipt,
+        ),
         Command::Generate(Generate::Tweets(tweets)) => generate::run(&tweets),
     }
 }
@@ -285,6 +381,9 @@ fn look_after(order: &Tables) -> anyhow::Result<()> {
     let (config, relation, order) = match order {
         Tables::List { config } => (config, None, Order::List),
         Tables::History { config, relation } => (config, relation.as_deref(), Order::History),
+        Tables::Optimize { config } => (config, None, Order::Optimize),
+        Tables::Verify { config, rescore } => (config, None, Order::Verify { rescore: *rescore }),
+        Tables::Reset { config, yes } => (config, None, Order::Reset { sure: *yes }),
         Tables::Vacuum { config, dry_run } => (config, None, Order::Vacuum { remove: !dry_run }),
     };
     tables::run(&plan(config, &Overrides::default())?, relation, order)
@@ -315,13 +414,16 @@ fn follow(running: Running) {
     }
 }
 
-fn ask_server(ask: &Query) -> anyhow::Result<()> {
-    let answer = query::client::ask(&ask.server, &ask.sql)
-        .with_context(|| format!("cannot ask {}", ask.server))?;
+/// Prints a server's answer.
+fn show(
+    asking: &Asking,
+    ask: impl FnOnce(&str) -> anyhow::Result<serde_json::Value>,
+) -> anyhow::Result<()> {
+    let answer = ask(&asking.server).with_context(|| format!("cannot ask {}", asking.server))?;
     if let Some(error) = answer.get("error").and_then(|error| error.as_str()) {
         bail!("{error}");
     }
-    if ask.json {
+    if asking.json {
         println!("{answer}");
     } else {
         print!("{}", query::client::table(&answer));

@@ -88,6 +88,8 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         .build()
         .map_err(failed)?;
     check_source(&plan.source)?;
+    // What is found at the first look at the tables is counted already.
+    let metrics = metrics::install().map_err(|error| RunError::Start(error.to_string()))?;
     let stop = Arc::new(Stop::default());
     let process = Arc::new(Process::new(
         plan,
@@ -98,7 +100,6 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         // The first process finishes what a crash cut short, before the others look at the tables.
         process.open_tables()?;
     }
-    let metrics = metrics::install().map_err(|error| RunError::Start(error.to_string()))?;
     let (peeker, asks) = peeker();
     let address = serve(&runtime, &process, &peeker, metrics)?;
     runtime.spawn(stop_on_signal(peeker.clone()));

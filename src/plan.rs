@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use connectors::delta::Deletes;
+use connectors::delta::{Deletes, TableError, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::mention::MentionRule;
 
+use crate::checkpoint::store::TablesPlan;
 use crate::config::{self, Settings, SourceKind, line_of};
 use crate::peers::Secret;
 
@@ -36,6 +37,26 @@ pub struct Plan {
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
     pub until_idle: bool,
+}
+
+impl Plan {
+    /// What the tables are and where, if any are kept.
+    ///
+    /// # Errors
+    /// If the place cannot be used.
+    pub fn tables_plan(&self) -> Result<Option<TablesPlan>, TableError> {
+        let Some(tables) = &self.tables else {
+            return Ok(None);
+        };
+        Ok(Some(TablesPlan {
+            folder: TablesFolder::open(&tables.location)?,
+            pipeline: self.pipeline.clone(),
+            relations: mentions::schemas().into(),
+            from_source: &mentions::FROM_SOURCE,
+            deletes: tables.deletes,
+            history: tables.history,
+        }))
+    }
 }
 
 /// How tables are kept.

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use connectors::delta::{
-    Action, DataFile, DataFiles, FileRemoval, Manifests, TableError, TablesFolder,
-};
+use connectors::delta::{Action, DataFile, DataFiles, FileRemoval, Manifests, TableError};
 use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
@@ -32,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::checkpoint::crash;
 use crate::checkpoint::lease::{self, Lease};
-use crate::checkpoint::store::{Commit, Pause, Store, StoreError, TablesPlan};
+use crate::checkpoint::store::{Commit, Pause, Store, StoreError};
 use crate::metrics::{self, RowCounters};
 use crate::plan::{Plan, SourcePlan};
 use crate::progress::Progress;
@@ -189,23 +187,29 @@ impl Process {
     /// # Errors
     /// If they cannot be used.
     pub fn open_tables(&self) -> Result<(), StoreError> {
+        self.open(self.plan.cluster.process == 0)
+    }
+
+    /// Opens the tables to read them alone, beside whoever writes them. Blocks.
+    ///
+    /// # Errors
+    /// If they cannot be used.
+    pub fn read_tables(&self) -> Result<(), StoreError> {
+        self.open(false)
+    }
+
+    fn open(&self, writes: bool) -> Result<(), StoreError> {
         let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(tables), None) = (&self.plan.tables, self.tables.get()) else {
+        if self.tables.get().is_some() {
+            return Ok(());
+        }
+        let Some(plan) = self.plan.tables_plan()? else {
             return Ok(());
         };
-        let folder = TablesFolder::open(&tables.location)?;
-        let plan = TablesPlan {
-            pipeline: &self.plan.pipeline,
-            relations: &mentions::schemas(),
-            from_source: &mentions::FROM_SOURCE,
-            deletes: tables.deletes,
-            history: tables.history,
-        };
-        let writes = self.plan.cluster.process == 0;
         let opened = self.runtime.block_on(async {
             let store = match writes {
-                true => Store::write(&folder, &plan).await?,
-                false => Store::read(&folder, &plan).await?,
+                true => Store::write(&plan).await?,
+                false => Store::read(&plan).await?,
             };
             let relations = relation_tables(&store).await?;
             Ok::<_, StoreError>((store, relations))
@@ -375,6 +379,10 @@ impl Environment for WorkerEnvironment {
     fn model(&mut self, _: &str) -> Option<Box<dyn Model>> {
         let pool = Arc::clone(self.process.pool.as_ref()?);
         Some(Box::new(PooledModel { pool }))
+    }
+
+    fn recalls_scores(&self) -> bool {
+        true
     }
 
     fn sink(&mut self, relation: &'static str, _: SchemaRef) -> Option<Box<dyn Sink>> {

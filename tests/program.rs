@@ -326,62 +326,6 @@ fn a_cluster_whose_launcher_is_killed_ends_and_frees_its_tables() {
 }
 
 #[test]
-fn tables_are_listed_their_versions_told_and_their_waste_removed() {
-    let site = Site::new(NO_MODEL);
-    for number in 0..3 {
-        site.tweet(&format!("{number}.json"), "hi @bo");
-    }
-    site.run(&["--until-idle"]);
-    std::fs::remove_file(site.path("tweets/0.json")).unwrap();
-    site.run(&["--until-idle"]);
-    let tables = |order: &[&str]| {
-        let mut command = assay();
-        command
-            .arg("tables")
-            .arg(order[0])
-            .arg(site.path("assay.toml"));
-        let output = command.args(&order[1..]).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let printed = String::from_utf8(output.stdout).unwrap();
-        let words = |line: &str| {
-            line.replace('|', " ")
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        printed.lines().map(words).collect::<Vec<_>>()
-    };
-    let row = |rows: &[String], start: &str| -> String {
-        let found = rows.iter().find(|row| row.starts_with(start));
-        found.unwrap_or_else(|| panic!("{start}: {rows:?}")).clone()
-    };
-    let listed = tables(&["list"]);
-    // Two of three rows are left, one is marked, in one file.
-    assert!(row(&listed, "bronze 2 2 1 1 ").len() > 16, "{listed:?}");
-    let told = tables(&["history", "gold"]);
-    assert!(told.iter().all(|row| !row.starts_with("silver")));
-    assert!(row(&told, "gold 0 ").ends_with("CREATE TABLE"), "{told:?}");
-    assert!(
-        row(&told, "gold 2 ").ends_with("STREAMING UPDATE"),
-        "{told:?}"
-    );
-
-    // A file that no version needs goes once it is older than the history; what is needed stays.
-    let stray = site.path("tables/gold/stray.parquet");
-    std::fs::write(&stray, "left by a crash").unwrap();
-    assert_eq!(row(&tables(&["vacuum"]), "gold"), "gold 0 0");
-    let old = std::time::SystemTime::now() - Duration::from_secs(2 * 24 * 3_600);
-    std::fs::File::open(&stray)
-        .unwrap()
-        .set_modified(old)
-        .unwrap();
-    assert_eq!(row(&tables(&["vacuum", "--dry-run"]), "gold"), "gold 1 15");
-    assert_eq!(row(&tables(&["vacuum"]), "gold"), "gold 1 15");
-    assert!(!stray.exists());
-    assert_eq!(site.tables(), tables_of_a_fresh_run(&site, NO_MODEL));
-}
-
-#[test]
 fn nonsense_becomes_rejects_and_nothing_is_lost() {
     let site = Site::new("[tables]\ncheckpoint_interval_s = 1\n");
     let write =

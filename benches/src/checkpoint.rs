@@ -106,7 +106,7 @@ impl Running {
     }
 
     fn number(&self, sql: &str) -> anyhow::Result<u64> {
-        let answer = client::ask(&format!("http://{}", self.address), sql)?;
+        let answer = client::ask(&format!("http://{}", self.address), sql, None)?;
         let row = answer["rows"][0].as_object().context("no row")?;
         row.values()
             .next()

@@ -237,6 +237,9 @@ pub trait Environment {
     /// The model of this name, or `None` if the pipeline runs without.
     fn model(&mut self, name: &str) -> Option<Box<dyn Model>>;
 
+    /// Whether scores that the last checkpoint held are used again.
+    fn recalls_scores(&self) -> bool;
+
     /// The table of this relation, or `None` if it is not kept in one.
     fn sink(&mut self, relation: &'static str, schema: SchemaRef) -> Option<Box<dyn Sink>>;
 
@@ -340,6 +343,11 @@ impl<'s, 'e> Ports<'s, 'e> {
     /// The named model.
     pub fn model(&mut self, name: &str) -> Option<Box<dyn Model>> {
         self.environment.model(name)
+    }
+
+    /// Whether scores that the last checkpoint held are used again.
+    pub fn recalls_scores(&self) -> bool {
+        self.environment.recalls_scores()
     }
 
     /// This worker's share of what the last checkpoint held of a relation.

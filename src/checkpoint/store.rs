@@ -1,11 +1,14 @@
 //! Performs checkpoints and restarts on tables and manifests, as [`super::protocol`] decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use connectors::delta::{Deletes, Manifests, Mended, PutManifest, Table, TableError, TablesFolder};
+use connectors::delta::{
+    Deletes, Keep, Manifests, Mended, PutManifest, Table, TableError, TablesFolder, Vacuumed,
+};
 use serde_json::value::RawValue;
 
 use super::crash;
@@ -18,6 +21,12 @@ const MANIFESTS_KEPT: usize = 10;
 
 /// Versions of a table between checkpoints of its log.
 const VERSIONS_BETWEEN_LOG_CHECKPOINTS: u64 = 100;
+
+/// How often a reader looks again while a writer is between the manifest and the tables.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+
+/// After so long a reader takes it that the writer is gone.
+const LONGEST_CHECKPOINT: Duration = Duration::from_secs(10);
 
 /// Why the tables cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,20 +51,25 @@ pub enum StoreError {
          them: stop it, or use another folder"
     )]
     Held(u32),
+    /// A crash left the last checkpoint unfinished, and nobody finishes it.
+    #[error("the last checkpoint was cut short; start Assay once to finish it")]
+    CutShort,
     /// Someone else has become the writer of the tables.
     #[error("another process has taken over the tables; this one writes them no more")]
     TakenOver,
 }
 
-/// What a pipeline's tables are.
+/// What a pipeline's tables are, and where.
 #[derive(Clone, Debug)]
-pub struct TablesPlan<'p> {
+pub struct TablesPlan {
+    /// Where they are.
+    pub folder: TablesFolder,
     /// The pipeline's name.
-    pub pipeline: &'p str,
+    pub pipeline: String,
     /// Its relations and their columns.
-    pub relations: &'p [(&'static str, SchemaRef)],
+    pub relations: Vec<(&'static str, SchemaRef)>,
     /// The relations that come from the source: rows lost from them must be read there again.
-    pub from_source: &'p [&'static str],
+    pub from_source: &'static [&'static str],
     /// How rows are removed from files.
     pub deletes: Deletes,
     /// For how long earlier versions of the tables can be read.
@@ -88,14 +102,26 @@ pub struct Commit {
 }
 
 impl Store {
-    /// Opens the tables to read them, making those that are missing.
+    /// Opens the tables to read them, making those that are missing: all as of one checkpoint, even
+    /// while another process goes on to write.
     ///
     /// # Errors
     /// If the storage fails, or what it holds is not of one history.
-    pub async fn read(folder: &TablesFolder, plan: &TablesPlan<'_>) -> Result<Self, StoreError> {
-        let (store, last) = Self::open(folder, plan).await?;
-        store.behind(last.as_ref()).await?;
-        Ok(store.at(last.as_ref()))
+    pub async fn read(plan: &TablesPlan) -> Result<Self, StoreError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let (store, last) = Self::open(plan).await?;
+            let number = store.manifests.numbers().await?.last().copied();
+            let settled = number.unwrap_or(0) == store.number;
+            if settled && store.behind(last.as_ref()).await?.is_empty() {
+                return Ok(store.at(last.as_ref()));
+            }
+            if waited > LONGEST_CHECKPOINT {
+                return Err(StoreError::CutShort);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            waited += BETWEEN_LOOKS;
+        }
     }
 
     /// Opens the tables to write them: waits for the lease, finishes a checkpoint that was cut
@@ -103,8 +129,8 @@ impl Store {
     ///
     /// # Errors
     /// If the storage fails, someone else writes, or what is there is not of one history.
-    pub async fn write(folder: &TablesFolder, plan: &TablesPlan<'_>) -> Result<Self, StoreError> {
-        let manifests = Manifests::open(folder);
+    pub async fn write(plan: &TablesPlan) -> Result<Self, StoreError> {
+        let manifests = Manifests::open(&plan.folder);
         let own = Lease::own();
         if let Err(holder) = own.vacancy(&manifests).await? {
             return Err(StoreError::Held(holder.process));
@@ -112,7 +138,7 @@ impl Store {
         own.write(&manifests).await?;
         crash::point("restore-begun");
         loop {
-            let (mut store, last) = Self::open(folder, plan).await?;
+            let (mut store, last) = Self::open(plan).await?;
             if let Some(last) = &last {
                 for relation in store.behind(Some(last)).await? {
                     tracing::info!(table = %relation, epoch = last.epoch, "finishing a checkpoint that was cut short");
@@ -148,23 +174,16 @@ impl Store {
         }
     }
 
-    async fn open(
-        folder: &TablesFolder,
-        plan: &TablesPlan<'_>,
-    ) -> Result<(Self, Option<Manifest>), StoreError> {
-        let manifests = Manifests::open(folder);
-        let number = manifests.numbers().await?.last().copied().unwrap_or(0);
-        let last = match number {
-            0 => None,
-            number => Some(read_manifest(&manifests, number).await?),
-        };
+    async fn open(plan: &TablesPlan) -> Result<(Self, Option<Manifest>), StoreError> {
+        let manifests = Manifests::open(&plan.folder);
+        let (number, last) = last_manifest(&manifests).await?;
         let mut tables = BTreeMap::new();
-        for (relation, schema) in plan.relations {
-            let table = Table::open(folder, relation, schema.clone(), plan.deletes).await?;
+        for (relation, schema) in &plan.relations {
+            let table = Table::open(&plan.folder, relation, schema.clone(), plan.deletes).await?;
             tables.insert((*relation).to_owned(), table);
         }
         let store = Self {
-            pipeline: plan.pipeline.to_owned(),
+            pipeline: plan.pipeline.clone(),
             history: plan.history,
             manifests,
             number,
@@ -229,6 +248,11 @@ impl Store {
     /// The table of a relation.
     pub fn table(&self, relation: &str) -> Option<&Table> {
         self.tables.get(relation)
+    }
+
+    /// All tables, by relation.
+    pub fn tables(&self) -> &BTreeMap<String, Table> {
+        &self.tables
     }
 
     /// The lease under which this writes, and where it is renewed.
@@ -340,6 +364,30 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the current versions of the tables the only ones: what was removed from them is gone
+    /// from the storage as well, and the past can no longer be read.
+    ///
+    /// # Errors
+    /// If the storage fails, or someone else has become the writer.
+    pub async fn drop_history(&mut self) -> Result<Vacuumed, StoreError> {
+        // A manifest repeats what the tables' logs say, so that of the last change goes as well.
+        let nothing = self.manifest(self.epoch, BTreeMap::new());
+        self.put(&nothing).await?;
+        for number in self.manifests.numbers().await? {
+            if number < self.number {
+                self.manifests.remove(number).await?;
+            }
+        }
+        let mut removed = Vacuumed::default();
+        for table in self.tables.values() {
+            let vacuumed = table.vacuum(Keep::Current, true).await?;
+            removed.files += vacuumed.files;
+            removed.bytes += vacuumed.bytes;
+            table.tidy(crate::now_ms() as i64).await?;
+        }
+        Ok(removed)
+    }
+
     /// Gives the lease back; failing only makes the next writer wait.
     pub async fn release(self) {
         let lease = Lease {
@@ -378,6 +426,52 @@ impl Store {
     }
 }
 
+/// A table as of the last checkpoint at or before an epoch, with the epoch at which it had last
+/// changed; `None` if its log does not reach back so far, or there is no such table.
+///
+/// A checkpoint counts once all tables have heard of it.
+///
+/// # Errors
+/// If the storage fails.
+pub async fn table_at(
+    plan: &TablesPlan,
+    relation: &str,
+    epoch: u64,
+) -> Result<Option<(u64, Table)>, StoreError> {
+    let mut known = BTreeMap::new();
+    let (_, last) = last_manifest(&Manifests::open(&plan.folder)).await?;
+    let last = last.filter(|last| last.epoch <= epoch);
+    let mut epoch = epoch;
+    for (name, schema) in &plan.relations {
+        let changed = last
+            .as_ref()
+            .is_some_and(|last| last.changes.contains_key(*name));
+        if !changed && *name != relation {
+            continue;
+        }
+        let schema = Arc::clone(schema);
+        let table = Table::open_existing(&plan.folder, name, schema, plan.deletes).await?;
+        let Some(table) = table else { continue };
+        if let Some(last) = last.as_ref().filter(|_| changed) {
+            let heard = table
+                .transaction(&application(&plan.pipeline, name))
+                .await?;
+            if heard.is_none_or(|heard| heard.unsigned_abs() < last.epoch) {
+                epoch = last.epoch - 1;
+            }
+        }
+        known.insert(*name, table);
+    }
+    let Some(table) = known.remove(relation) else {
+        return Ok(None);
+    };
+    let application = application(&plan.pipeline, relation);
+    let Some((version, changed)) = table.committed_by(&application, epoch as i64).await? else {
+        return Ok(None);
+    };
+    Ok(Some((changed.unsigned_abs(), table.at(version).await?)))
+}
+
 fn report(relation: &str, mended: Mended) {
     if mended == Mended::default() {
         return;
@@ -413,6 +507,14 @@ fn to_bytes(manifest: &Manifest, number: u64) -> Result<Bytes, StoreError> {
     let bytes = serde_json::to_vec(manifest);
     let bytes = bytes.map_err(|source| StoreError::Manifest { number, source })?;
     Ok(bytes.into())
+}
+
+/// The last manifest and its number, which is 0 if there is none.
+async fn last_manifest(manifests: &Manifests) -> Result<(u64, Option<Manifest>), StoreError> {
+    match manifests.numbers().await?.last() {
+        None => Ok((0, None)),
+        Some(number) => Ok((*number, Some(read_manifest(manifests, *number).await?))),
+    }
 }
 
 async fn read_manifest(manifests: &Manifests, number: u64) -> Result<Manifest, StoreError> {

@@ -10,11 +10,25 @@ use serde_json::Value;
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks a server a query; returns its answer, which may be an `error`.
+/// Asks a server a query, now or as of an earlier epoch; returns its answer, which may be an `error`.
 ///
 /// # Errors
 /// If the server cannot be reached or does not speak as Assay does.
-pub fn ask(server: &str, query: &str) -> anyhow::Result<Value> {
+pub fn ask(server: &str, query: &str, at: Option<u64>) -> anyhow::Result<Value> {
+    let at = at.map_or(String::new(), |epoch| format!("?at={epoch}"));
+    request(server, &format!("POST /v1/sql{at}"), query)
+}
+
+/// Asks a server what changed in a relation between two epochs.
+///
+/// # Errors
+/// The same.
+pub fn diff(server: &str, relation: &str, from: u64, to: u64) -> anyhow::Result<Value> {
+    let path = format!("/v1/relations/{relation}/diff?from={from}&to={to}");
+    request(server, &format!("GET {path}"), "")
+}
+
+fn request(server: &str, what: &str, body: &str) -> anyhow::Result<Value> {
     let Some(address) = server.strip_prefix("http://") else {
         bail!("write the server as \"http://127.0.0.1:8080\"");
     };
@@ -24,8 +38,8 @@ pub fn ask(server: &str, query: &str) -> anyhow::Result<Value> {
     // HTTP/1.0 without keep-alive: the answer ends where the connection does.
     write!(
         stream,
-        "POST /v1/sql HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{query}",
-        query.len()
+        "{what} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -114,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_server_that_is_not_there_is_told() {
-        let error = ask("http://127.0.0.1:1", "select 1").unwrap_err();
+        let error = ask("http://127.0.0.1:1", "select 1", None).unwrap_err();
         assert!(
             error.to_string().contains("is Assay running there?"),
             "{error}"

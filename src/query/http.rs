@@ -6,8 +6,10 @@
 //! | `GET /readyz` | 200 once the sources have been read to their end, 503 before |
 //! | `GET /metrics` | what has been counted, for Prometheus |
 //! | `POST /v1/sql` | the query in the body answered: `{"epoch", "columns", "rows"}` |
+//! | `POST /v1/sql?at=EPOCH` | the same as of an earlier epoch or time, from the tables |
 //! | `GET /v1/relations` | the relations with their columns |
 //! | `GET /v1/relations/NAME?key=KEY` | a relation's rows, all or those of one key |
+//! | `GET /v1/relations/NAME/diff?from=EPOCH&to=EPOCH` | what changed between two epochs or times |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,13 +21,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use dataflows::change::Epoch;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sql::{QueryError, ReadError};
 use tokio::net::TcpListener;
 
+use super::past;
 use super::peek::Peeker;
+use crate::checkpoint::store::TablesPlan;
 use crate::metrics;
 use crate::wire::Process;
 
@@ -34,6 +39,16 @@ struct Server {
     peeker: Peeker,
     process: Arc<Process>,
     metrics: PrometheusHandle,
+}
+
+impl Server {
+    /// The tables, which know the past.
+    fn tables(&self) -> Result<TablesPlan, Refusal> {
+        let unavailable = |error: String| Refusal(StatusCode::SERVICE_UNAVAILABLE, error);
+        let tables = self.process.plan().tables_plan();
+        let tables = tables.map_err(|error| unavailable(error.to_string()))?;
+        tables.ok_or_else(|| unavailable("no tables are kept, so the past is not known".to_owned()))
+    }
 }
 
 /// Binds the address; port 0 takes any that is free.
@@ -65,6 +80,7 @@ pub async fn serve(
         .route("/v1/sql", post(run_sql))
         .route("/v1/relations", get(list))
         .route("/v1/relations/{name}", get(look_up))
+        .route("/v1/relations/{name}/diff", get(compare))
         .with_state(server);
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the HTTP server ended");
@@ -120,9 +136,56 @@ async fn scrape(State(server): State<Server>) -> impl IntoResponse {
     )
 }
 
-async fn run_sql(State(server): State<Server>, body: String) -> Result<Json<Value>, Refusal> {
-    let (epoch, answer) = super::sql::answer(&server.peeker, &body).await?;
+#[derive(Deserialize)]
+struct At {
+    at: Option<String>,
+}
+
+async fn run_sql(
+    State(server): State<Server>,
+    Query(At { at }): Query<At>,
+    body: String,
+) -> Result<Json<Value>, Refusal> {
+    let (epoch, answer) = match at {
+        None => super::sql::answer(&server.peeker, &body).await?,
+        Some(at) => past::answer(&server.tables()?, &body, epoch_of(&at)?).await?,
+    };
     show(epoch, &answer.schema, &answer.batches)
+}
+
+fn epoch_of(text: &str) -> Result<Epoch, Refusal> {
+    past::parse_epoch(text).map_err(|error| Refusal(StatusCode::BAD_REQUEST, error))
+}
+
+#[derive(Deserialize)]
+struct Between {
+    from: String,
+    to: String,
+}
+
+async fn compare(
+    State(server): State<Server>,
+    Path(name): Path<String>,
+    Query(Between { from, to }): Query<Between>,
+) -> Result<Json<Value>, Refusal> {
+    let tables = server.tables()?;
+    if !tables
+        .relations
+        .iter()
+        .any(|(relation, _)| *relation == name)
+    {
+        return Err(no_relation(&name));
+    }
+    let (from, to) = (epoch_of(&from)?, epoch_of(&to)?);
+    let (epoch, answer) = past::diff(&tables, &name, from, to).await?;
+    show(epoch, &answer.schema, &answer.batches)
+}
+
+fn no_relation(name: &str) -> Refusal {
+    Refusal(
+        StatusCode::NOT_FOUND,
+        format!("there is no relation \"{name}\""),
+    )
 }
 
 async fn list(State(server): State<Server>) -> Json<Value> {
@@ -148,10 +211,7 @@ async fn look_up(
         return Err(ReadError::Unavailable("the dataflow is not running yet".to_owned()).into());
     }
     let Some(schema) = schemas.remove(&name) else {
-        return Err(Refusal(
-            StatusCode::NOT_FOUND,
-            format!("there is no relation \"{name}\""),
-        ));
+        return Err(no_relation(&name));
     };
     let epoch = server.peeker.pin(vec![name.clone()]).await?;
     let batches = server.peeker.read(epoch, name, look_up.key).await?;

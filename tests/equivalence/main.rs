@@ -193,6 +193,10 @@ impl Environment for TestEnvironment {
         }))
     }
 
+    fn recalls_scores(&self) -> bool {
+        true
+    }
+
     fn sink(&mut self, relation: &'static str, schema: SchemaRef) -> Option<Box<dyn Sink>> {
         self.inner.sink(relation, schema)
     }

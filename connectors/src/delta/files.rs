@@ -45,6 +45,14 @@ pub struct DataFile {
     pub entry: Add,
 }
 
+impl DataFile {
+    /// How many of its rows have been removed by a deletion vector.
+    pub fn marked(&self) -> u64 {
+        let vector = self.entry.deletion_vector.as_ref();
+        vector.map_or(0, |vector| vector.cardinality.unsigned_abs())
+    }
+}
+
 /// Rows to take out of one file, by the numbers with which it was first written or found.
 #[derive(Clone, Debug)]
 pub struct FileRemoval {
@@ -120,13 +128,7 @@ impl DataFiles {
     }
 
     fn decode(&self, file: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
-        let what = self.what("decode", file);
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-            .and_then(ParquetRecordBatchReaderBuilder::build)
-            .map_err(TableError::storage(&*what))?;
-        reader
-            .collect::<Result<_, _>>()
-            .map_err(TableError::storage(what))
+        decode(&self.what("decode", file), bytes)
     }
 
     /// The numbers of the rows that have been removed from a file. Blocks.
@@ -310,6 +312,16 @@ impl ChangedFile {
             bytes: 0,
         }
     }
+}
+
+/// All rows of a Parquet file; `what` is told if it is none.
+pub(super) fn decode(what: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(ParquetRecordBatchReaderBuilder::build)
+        .map_err(TableError::storage(what))?;
+    reader
+        .collect::<Result<_, _>>()
+        .map_err(TableError::storage(what))
 }
 
 /// The entry of the log that takes a file out of the table.

@@ -12,6 +12,7 @@
 
 mod files;
 mod manifests;
+mod rewrite;
 mod table;
 mod vacuum;
 
@@ -20,13 +21,17 @@ use std::sync::Arc;
 pub use deltalake::kernel::Action;
 pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval};
 pub use manifests::{Manifests, PutManifest};
+pub use rewrite::Rewritten;
 pub use table::{Mended, Table, TableVersion};
-pub use vacuum::Vacuumed;
+pub use vacuum::{Keep, Vacuumed};
 
-use object_store::ObjectStore;
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use url::Url;
 
 /// Why a table or manifest could not be read or written.
@@ -124,6 +129,64 @@ impl TablesFolder {
     /// The folder, for people.
     pub fn location(&self) -> &str {
         self.url.as_str()
+    }
+
+    /// Every file of these tables and of the manifests, by its name in the folder.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn files(&self, relations: &[&str]) -> Result<Vec<String>, TableError> {
+        let mut files = Vec::new();
+        for part in relations.iter().copied().chain(["_assay"]) {
+            let folder = self.path.clone().join(part);
+            let listed: Vec<_> =
+                self.root
+                    .list(Some(&folder))
+                    .try_collect()
+                    .await
+                    .map_err(TableError::storage(format!(
+                        "cannot list the files of \"{part}\""
+                    )))?;
+            let names = listed.iter().filter_map(|object| {
+                let parts = object.location.prefix_match(&self.path)?;
+                Some(parts.collect::<Path>().to_string())
+            });
+            files.extend(names);
+        }
+        Ok(files)
+    }
+
+    /// What is in a file.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn read(&self, file: &str) -> Result<Bytes, TableError> {
+        let what = format!("cannot read \"{file}\"");
+        let found = self.root.get(&self.path_of(file)).await;
+        let found = found.map_err(TableError::storage(&*what))?;
+        found.bytes().await.map_err(TableError::storage(what))
+    }
+
+    /// All rows of a Parquet file, whether or not they are part of a table.
+    ///
+    /// # Errors
+    /// If the storage fails, or it is no Parquet file.
+    pub async fn read_rows(&self, file: &str) -> Result<Vec<RecordBatch>, TableError> {
+        files::decode(&format!("cannot decode \"{file}\""), self.read(file).await?)
+    }
+
+    /// Removes a file, whatever may need it.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn remove(&self, file: &str) -> Result<(), TableError> {
+        let removed = self.root.delete(&self.path_of(file)).await;
+        removed.map_err(TableError::storage(format!("cannot remove \"{file}\"")))
+    }
+
+    fn path_of(&self, file: &str) -> Path {
+        let name = Path::from(file);
+        self.path.parts().chain(name.parts()).collect()
     }
 
     fn root(&self) -> Arc<dyn ObjectStore> {

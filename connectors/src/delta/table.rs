@@ -125,6 +125,11 @@ impl Table {
         )
     }
 
+    /// The columns.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
     /// The version of the table's log that this knows.
     pub fn version(&self) -> u64 {
         self.table.version().unwrap_or(0)
@@ -276,6 +281,60 @@ impl Table {
         Ok(None)
     }
 
+    /// The last version that the application committed at or before its own version `at`, and that
+    /// version of its own; `(0, 0)` if it had committed none, `None` if the log no longer tells.
+    ///
+    /// # Errors
+    /// If the table's log cannot be read.
+    pub async fn committed_by(
+        &self,
+        application: &str,
+        at: i64,
+    ) -> Result<Option<(u64, i64)>, TableError> {
+        // The application's versions only grow, and the log loses its oldest entries first: so a
+        // binary search finds the last one that is not too new, or the last that is lost.
+        let (mut first, mut end) = (0, self.version() + 1);
+        let mut found = None;
+        while first < end {
+            let middle = first + (end - first) / 2;
+            match self.last_commit_of(application, first, middle).await? {
+                LastCommit::Lost => first = middle + 1,
+                LastCommit::None => {
+                    found = found.or((first == 0).then_some((0, 0)));
+                    first = middle + 1;
+                }
+                LastCommit::Version(version, own) if own <= at => {
+                    found = Some((version, own));
+                    first = middle + 1;
+                }
+                LastCommit::Version(version, _) => end = version,
+            }
+        }
+        Ok(found)
+    }
+
+    /// The last version of the application from `first` up to `last`.
+    async fn last_commit_of(
+        &self,
+        application: &str,
+        first: u64,
+        last: u64,
+    ) -> Result<LastCommit, TableError> {
+        for version in (first..=last).rev() {
+            let Some(actions) = self.commit_entry(version).await? else {
+                return Ok(LastCommit::Lost);
+            };
+            let own = actions.iter().find_map(|action| match action {
+                Action::Txn(own) if own.app_id == application => Some(own.version),
+                _ => None,
+            });
+            if let Some(own) = own {
+                return Ok(LastCommit::Version(version, own));
+            }
+        }
+        Ok(LastCommit::None)
+    }
+
     /// The versions that the log still tells of, the newest first.
     ///
     /// # Errors
@@ -411,6 +470,16 @@ impl Table {
             .map_err(TableError::storage(what))?;
         Ok(())
     }
+}
+
+/// What a part of the log tells of an application's commits.
+enum LastCommit {
+    /// The last one, with the application's own version.
+    Version(u64, i64),
+    /// There is none.
+    None,
+    /// Nothing any more.
+    Lost,
 }
 
 /// A version of a table.

@@ -14,6 +14,15 @@ use super::table::Table;
 /// A file that the log has never named may be about to be committed while it is younger than this.
 const UNCOMMITTED_MS: i64 = 3_600_000;
 
+/// What a vacuum leaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keep {
+    /// The versions since a moment (milliseconds since 1970), and files too young to be committed.
+    Since(i64),
+    /// The current version alone. Only its writer knows that no file is about to be committed.
+    Current,
+}
+
 /// What a vacuum found.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Vacuumed {
@@ -24,14 +33,12 @@ pub struct Vacuumed {
 }
 
 impl Table {
-    /// Removes the data files and deletion vectors that no version since the cutoff (milliseconds
-    /// since 1970) needs, or only counts them.
-    ///
-    /// Safe beside a running writer: files younger than an hour are left alone.
+    /// Removes the data files and deletion vectors that no version to be kept needs, or only counts
+    /// them.
     ///
     /// # Errors
     /// If the log or the folder cannot be read, or a file cannot be removed.
-    pub async fn vacuum(&self, cutoff: i64, remove: bool) -> Result<Vacuumed, TableError> {
+    pub async fn vacuum(&self, keep: Keep, remove: bool) -> Result<Vacuumed, TableError> {
         let what = self.what("vacuum");
         let store = self.log_store().object_store(None);
         let objects: Vec<ObjectMeta> = store
@@ -39,8 +46,14 @@ impl Table {
             .try_collect()
             .await
             .map_err(TableError::storage(&*what))?;
+        let (cutoff, newest) = match keep {
+            Keep::Since(cutoff) => {
+                let young = chrono::Utc::now().timestamp_millis() - UNCOMMITTED_MS;
+                (cutoff, young.min(cutoff))
+            }
+            Keep::Current => (i64::MAX, i64::MAX),
+        };
         let needed = self.needed_since(cutoff, &objects).await?;
-        let young = chrono::Utc::now().timestamp_millis() - UNCOMMITTED_MS;
         let mut vacuumed = Vacuumed::default();
         for object in objects {
             let in_log = object
@@ -48,7 +61,7 @@ impl Table {
                 .parts()
                 .next()
                 .is_some_and(|part| part.as_ref() == LOG);
-            let old = object.last_modified.timestamp_millis() < young.min(cutoff);
+            let old = object.last_modified.timestamp_millis() < newest;
             if in_log || !old || needed.contains(&object.location) {
                 continue;
             }

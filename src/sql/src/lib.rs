@@ -6,17 +6,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{DataFusionError, ScalarValue};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{
     BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType,
 };
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::future::BoxFuture;
 
@@ -117,6 +118,59 @@ pub async fn query(sql: &str, relations: Arc<dyn Relations>) -> Result<Answer, Q
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let batches = frame.collect().await?;
     Ok(Answer { schema, batches })
+}
+
+/// A condition on the columns of a relation, as after `where`.
+#[derive(Debug)]
+pub struct Condition {
+    evaluated: Arc<dyn PhysicalExpr>,
+    literals: Vec<String>,
+}
+
+impl Condition {
+    /// Understands a condition on these columns.
+    ///
+    /// # Errors
+    /// If it is not understood, or is neither true nor false.
+    pub fn parse(condition: &str, schema: &SchemaRef) -> Result<Self, QueryError> {
+        let context = SessionContext::new();
+        let columns = DFSchema::try_from(schema.as_ref().clone())?;
+        let parsed = context.parse_sql_expr(condition, &columns)?;
+        let mut literals = Vec::new();
+        parsed.apply(|part| {
+            if let Expr::Literal(literal, _) = part
+                && let Some(Some(text)) = literal.try_as_str()
+            {
+                literals.push(text.to_owned());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        let evaluated = context.create_physical_expr(parsed, &columns)?;
+        if evaluated.data_type(schema)? != DataType::Boolean {
+            let message = format!("\"{condition}\" is no condition: it is neither true nor false");
+            return Err(QueryError::Query(message));
+        }
+        Ok(Self {
+            evaluated,
+            literals,
+        })
+    }
+
+    /// The texts that the condition names.
+    pub fn literals(&self) -> &[String] {
+        &self.literals
+    }
+
+    /// For each row, whether the condition holds; where it is null it does not.
+    ///
+    /// # Errors
+    /// If the rows do not have the columns.
+    pub fn holds(&self, rows: &RecordBatch) -> Result<Vec<bool>, QueryError> {
+        let held = self.evaluated.evaluate(rows)?.into_array(rows.num_rows())?;
+        let held = held.as_any().downcast_ref::<BooleanArray>();
+        let held = held.map(|held| held.iter().map(|held| held == Some(true)).collect());
+        held.ok_or_else(|| QueryError::Query("the condition is neither true nor false".to_owned()))
+    }
 }
 
 /// The answer's rows as JSON objects, one a row, nulls included.
@@ -237,7 +291,7 @@ mod tests {
     use std::sync::Mutex;
 
     use arrow::array::{Int64Array, StringArray};
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::{Field, Schema};
 
     use super::*;
 
@@ -350,6 +404,21 @@ mod tests {
             matches!(error, QueryError::Read(ReadError::Compacted)),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_condition_holds_for_some_rows() {
+        let schema = Fixed::default().schemas().remove(0).1;
+        let names = StringArray::from(vec!["ada", "bo"]);
+        let columns: Vec<arrow::array::ArrayRef> =
+            vec![Arc::new(names), Arc::new(Int64Array::from(vec![1, 2]))];
+        let rows = RecordBatch::try_new(Arc::clone(&schema), columns).unwrap();
+        let condition = Condition::parse("name = 'ada' or n > 5", &schema).unwrap();
+        assert_eq!(condition.holds(&rows).unwrap(), [true, false]);
+        assert_eq!(condition.literals(), ["ada"]);
+        for wrong in ["nme = 'ada'", "n + 1", "name =", "exists (select 1)"] {
+            assert!(Condition::parse(wrong, &schema).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -577,9 +577,10 @@ fn predict<'s>(
     };
     let fingerprint = model.fingerprint();
     // Scores of another model are of no use; persisting will take them out of the table.
+    let recalled = ports.recalls_scores();
     let restored = ports.restored::<TextScore>()?.into_iter();
     let restored = restored
-        .filter(|row| row.model == fingerprint)
+        .filter(|row| recalled && row.model == fingerprint)
         .map(known)
         .collect();
     let (scored, scores) = score(

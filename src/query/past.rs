@@ -1,0 +1,272 @@
+//! The relations as they were: answered from earlier versions of their tables.
+//!
+//! Every version that a checkpoint made carries its epoch, so the versions of all tables that belong
+//! to one moment are found without a clock, and always fit together.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, Scalar, StringArray};
+use arrow::compute::filter_record_batch;
+use arrow::compute::kernels::cmp::eq;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::row::{OwnedRow, RowConverter, SortField};
+use chrono::{DateTime, NaiveDate, NaiveDateTime};
+use connectors::delta::{DataFile, Table};
+use dataflows::change::Epoch;
+use futures::future::BoxFuture;
+use sql::{Answer, QueryError, ReadError, Relations};
+
+use crate::checkpoint::store::{TablesPlan, table_at};
+
+/// Later than every checkpoint.
+pub const NEWEST: Epoch = i64::MAX as Epoch;
+
+/// Understands an epoch, or a time: RFC 3339, or without a zone (UTC), or a date alone.
+///
+/// ```
+/// use assay::query::past::parse_epoch;
+/// assert_eq!(parse_epoch("1767225600000"), Ok(1_767_225_600_000));
+/// assert_eq!(parse_epoch("2026-01-01"), Ok(1_767_225_600_000));
+/// assert_eq!(parse_epoch("2026-01-01 00:00:01.5"), Ok(1_767_225_601_500));
+/// assert_eq!(parse_epoch("2026-01-01T01:00:00+01:00"), Ok(1_767_225_600_000));
+/// ```
+///
+/// # Errors
+/// If it is neither; the message says what would be.
+pub fn parse_epoch(text: &str) -> Result<Epoch, String> {
+    let text = text.trim();
+    if let Ok(epoch) = text.parse() {
+        return Ok(epoch);
+    }
+    let plain = text.replacen(' ', "T", 1);
+    let zoned = DateTime::parse_from_rfc3339(&plain).map(|time| time.timestamp_millis());
+    let milliseconds = zoned.or_else(|_| {
+        let time = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M"]
+            .iter()
+            .find_map(|format| NaiveDateTime::parse_from_str(&plain, format).ok());
+        let midnight = || {
+            NaiveDate::parse_from_str(&plain, "%Y-%m-%d")
+                .ok()?
+                .and_hms_opt(0, 0, 0)
+        };
+        time.or_else(midnight)
+            .map(|time| time.and_utc().timestamp_millis())
+            .ok_or(())
+    });
+    let epoch = milliseconds
+        .ok()
+        .and_then(|time| Epoch::try_from(time).ok());
+    epoch.ok_or_else(|| {
+        format!("\"{text}\" is no epoch or time: write 1767225600000, 2026-01-01 or \"2026-01-01 12:30:00\" (UTC)")
+    })
+}
+
+/// Answers a query from the last checkpoint at or before an epoch; returns the newest epoch at which
+/// one of its relations had changed.
+///
+/// # Errors
+/// If the query is not understood or would change something, or the tables do not reach back.
+pub async fn answer(
+    plan: &TablesPlan,
+    query: &str,
+    at: Epoch,
+) -> Result<(Epoch, Answer), QueryError> {
+    let mut tables = BTreeMap::new();
+    let mut epoch = 0;
+    for name in sql::relations_of(query)? {
+        if plan.relations.iter().any(|(relation, _)| *relation == name) {
+            let (changed, table) = version_of(plan, &name, at)
+                .await
+                .map_err(QueryError::Read)?;
+            epoch = epoch.max(changed);
+            tables.insert(name, table);
+        }
+    }
+    let relations = Arc::new(AtVersions {
+        schemas: plan.relations.clone(),
+        tables,
+    });
+    Ok((epoch, sql::query(query, relations).await?))
+}
+
+/// What changed in a relation between two epochs, later minus earlier: the rows that differ, sorted,
+/// after a column `diff` that says how many more of each there are.
+///
+/// # Errors
+/// If there is no such relation, or its table does not reach back.
+pub async fn diff(
+    plan: &TablesPlan,
+    relation: &str,
+    from: Epoch,
+    to: Epoch,
+) -> Result<(Epoch, Answer), ReadError> {
+    let (_, before) = version_of(plan, relation, from).await?;
+    let (epoch, after) = version_of(plan, relation, to).await?;
+    let (gone, came) = (before.files().await, after.files().await);
+    let (gone, came) = (gone.map_err(unavailable)?, came.map_err(unavailable)?);
+    // What both versions hold in the same file, less the same rows, has not changed.
+    let state = |file: &DataFile| {
+        serde_json::to_string(&file.entry.deletion_vector).unwrap_or_default() + &file.entry.path
+    };
+    let states = |files: &[DataFile]| files.iter().map(state).collect::<HashSet<_>>();
+    let (in_gone, in_came) = (states(&gone), states(&came));
+    let mut counts = Counts::new(after.schema()).map_err(unavailable)?;
+    for file in gone.iter().filter(|file| !in_came.contains(&state(file))) {
+        let rows = before
+            .data_files()
+            .present(file)
+            .await
+            .map_err(unavailable)?;
+        counts.add(&rows, -1).map_err(unavailable)?;
+    }
+    for file in came.iter().filter(|file| !in_gone.contains(&state(file))) {
+        let rows = after
+            .data_files()
+            .present(file)
+            .await
+            .map_err(unavailable)?;
+        counts.add(&rows, 1).map_err(unavailable)?;
+    }
+    Ok((epoch, counts.answer().map_err(unavailable)?))
+}
+
+fn unavailable(error: impl Into<anyhow::Error>) -> ReadError {
+    ReadError::Unavailable(format!("{:#}", error.into()))
+}
+
+/// A table as of the last checkpoint at or before an epoch, and when that table had last changed.
+async fn version_of(
+    plan: &TablesPlan,
+    relation: &str,
+    at: Epoch,
+) -> Result<(Epoch, Table), ReadError> {
+    let found = table_at(plan, relation, at).await.map_err(unavailable)?;
+    found.ok_or_else(|| {
+        ReadError::Unavailable(format!(
+            "table \"{relation}\" does not reach back to epoch {at}: see `assay tables history`, and \
+             tables.history_hours in the configuration"
+        ))
+    })
+}
+
+/// All relations that a query names, each at its version.
+struct AtVersions {
+    schemas: Vec<(&'static str, SchemaRef)>,
+    tables: BTreeMap<String, Table>,
+}
+
+impl std::fmt::Debug for AtVersions {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_list().entries(self.tables.keys()).finish()
+    }
+}
+
+impl Relations for AtVersions {
+    fn schemas(&self) -> Vec<(String, SchemaRef)> {
+        let schemas = self.schemas.iter();
+        schemas
+            .map(|(name, schema)| ((*name).to_owned(), Arc::clone(schema)))
+            .collect()
+    }
+
+    fn read(
+        &self,
+        relation: String,
+        key: Option<String>,
+    ) -> BoxFuture<'_, Result<Vec<RecordBatch>, ReadError>> {
+        Box::pin(async move {
+            let unnamed = || ReadError::Unavailable(format!("\"{relation}\" was not opened"));
+            let table = self.tables.get(&relation).ok_or_else(unnamed)?;
+            let batches = table.rows().await.map_err(unavailable)?;
+            let Some(key) = key else { return Ok(batches) };
+            let of_key = |batch: &RecordBatch| {
+                let key = Scalar::new(StringArray::from(vec![key.as_str()]));
+                filter_record_batch(batch, &eq(batch.column(0), &key)?)
+            };
+            let found: Result<_, ArrowError> = batches.iter().map(of_key).collect();
+            found.map_err(unavailable)
+        })
+    }
+}
+
+/// How many more of each row there are.
+struct Counts {
+    schema: SchemaRef,
+    converter: RowConverter,
+    counts: BTreeMap<OwnedRow, i64>,
+}
+
+impl Counts {
+    fn new(schema: SchemaRef) -> Result<Self, ArrowError> {
+        let fields = schema.fields().iter();
+        let fields = fields.map(|field| SortField::new(field.data_type().clone()));
+        Ok(Self {
+            converter: RowConverter::new(fields.collect())?,
+            schema,
+            counts: BTreeMap::new(),
+        })
+    }
+
+    fn add(&mut self, rows: &RecordBatch, count: i64) -> Result<(), ArrowError> {
+        for row in &self.converter.convert_columns(rows.columns())? {
+            *self.counts.entry(row.owned()).or_default() += count;
+        }
+        Ok(())
+    }
+
+    fn answer(mut self) -> Result<Answer, ArrowError> {
+        self.counts.retain(|_, count| *count != 0);
+        let mut fields = vec![Arc::new(Field::new("diff", DataType::Int64, false))];
+        fields.extend(self.schema.fields().iter().cloned());
+        let schema = Arc::new(Schema::new(fields));
+        let counts: ArrayRef =
+            Arc::new(Int64Array::from_iter_values(self.counts.values().copied()));
+        let mut columns = vec![counts];
+        columns.extend(
+            self.converter
+                .convert_rows(self.counts.keys().map(OwnedRow::row))?,
+        );
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
+        Ok(Answer {
+            schema,
+            batches: vec![batch],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_time_is_told() {
+        for text in ["", "yesterday", "-5", "2026-13-01", "2026-01-01 25:00"] {
+            let error = parse_epoch(text).unwrap_err();
+            assert!(error.contains("2026-01-01"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rows_cancel_and_counts_are_kept() {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
+        let batch = |numbers: Vec<Option<i64>>| {
+            let column = Arc::new(Int64Array::from(numbers));
+            RecordBatch::try_new(Arc::clone(&schema), vec![column]).unwrap()
+        };
+        let mut counts = Counts::new(Arc::clone(&schema)).unwrap();
+        counts
+            .add(&batch(vec![Some(1), Some(2), None]), -1)
+            .unwrap();
+        counts
+            .add(&batch(vec![Some(3), Some(1), Some(3)]), 1)
+            .unwrap();
+        let answer = counts.answer().unwrap();
+        let rows = serde_json::to_string(&sql::to_json(&answer.batches).unwrap()).unwrap();
+        assert_eq!(
+            rows,
+            r#"[{"diff":-1,"n":null},{"diff":-1,"n":2},{"diff":2,"n":3}]"#
+        );
+    }
+}
