@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use connectors::delta::TableError;
 use tracing_subscriber::EnvFilter;
 
+use crate::checkpoint::store::StoreError;
 use crate::cluster::{self, RunError, Running};
 use crate::launch::{self, Launch};
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
@@ -259,6 +261,8 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> i32 {
     let of_the_start = match error.downcast_ref::<RunError>() {
         Some(RunError::Start(_)) => false,
+        // A storage that fails may be back when a supervisor tries again.
+        Some(RunError::Tables(StoreError::Table(TableError::Storage { .. }))) => false,
         Some(_) => true,
         None => {
             error.is::<Mistakes>()

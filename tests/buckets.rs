@@ -9,61 +9,8 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
-
-use support::{PATIENCE, Running, Site, assay, free_port, request};
-
-/// A server with one bucket, in memory; gone when dropped.
-struct Bucket {
-    server: Child,
-    port: u16,
-}
-
-impl Bucket {
-    fn start() -> Self {
-        let python = std::env::var("ASSAY_TEST_PYTHON").expect("set by `cargo xtask test`");
-        let port = free_port();
-        let server = Command::new(Path::new(&python).with_file_name("moto_server"))
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let bucket = Self { server, port };
-        let started = Instant::now();
-        while request(port, "PUT", "/kept", "").is_none_or(|(status, _)| status != 200) {
-            assert!(
-                started.elapsed() < PATIENCE,
-                "waited in vain for the server"
-            );
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        bucket
-    }
-
-    /// The usual variables.
-    fn environment(&self) -> [(&'static str, String); 5] {
-        [
-            (
-                "AWS_ENDPOINT_URL",
-                format!("http://127.0.0.1:{}", self.port),
-            ),
-            ("AWS_ALLOW_HTTP", "true".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ACCESS_KEY_ID", "anyone".to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "anything".to_owned()),
-        ]
-    }
-}
-
-impl Drop for Bucket {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
+use support::buckets::Bucket;
+use support::{Running, Site, assay};
 
 const LINES: &str = "[model]\nenabled = false\n[tables]\npath = \"s3://kept/some/tables\"\n\
                      checkpoint_interval_s = 1\n";
@@ -83,7 +30,8 @@ fn tables_in_a_bucket_survive_kills_and_refuse_a_second_writer() {
         .args(["generate", "tweets", "--count", "200", "--files", &tweets])
         .status();
     assert!(generated.unwrap().success());
-    let start = |workers: &str| site.start_with(&["--workers", workers], &bucket.environment());
+    let start =
+        |workers: &str| site.start_with(&["--workers", workers], &bucket.environment(bucket.port));
 
     let running = start("2");
     for round in 0..3 {
@@ -101,7 +49,7 @@ fn tables_in_a_bucket_survive_kills_and_refuse_a_second_writer() {
     let second = assay()
         .arg("run")
         .arg(site.path("assay.toml"))
-        .envs(bucket.environment())
+        .envs(bucket.environment(bucket.port))
         .env("ASSAY__SERVER__ENABLED", "false")
         .output()
         .unwrap();

@@ -164,10 +164,13 @@ fn what_others_did_to_a_table_is_found_told_counted_and_mended() {
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(printed.contains("users has too much: {"), "{printed}");
 
-    // And a file of gold is lost.
+    // A file of gold is lost, and half of one of silver.
     let before = data_files(&site, "");
     let lost = data_files(&site, "gold").pop_first().unwrap();
     std::fs::remove_file(&lost).unwrap();
+    let half = data_files(&site, "silver").pop_first().unwrap();
+    let bytes = std::fs::read(&half).unwrap();
+    std::fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
     let running = site.start(&[]);
     running.wait_for("the mended tables", || {
         let (_, metrics) = running.get("/metrics").unwrap();
@@ -175,7 +178,7 @@ fn what_others_did_to_a_table_is_found_told_counted_and_mended() {
             let line = format!("assay_table_mended_files_total{{relation=\"{relation}\"}} 1");
             metrics.contains(&line)
         };
-        counted("users") && counted("gold") && running.checkpointed() > 0
+        ["users", "gold", "silver"].map(counted) == [true; 3] && running.checkpointed() > 0
     });
     running.stop();
     assert_eq!(site.tables(), whole);
@@ -184,8 +187,10 @@ fn what_others_did_to_a_table_is_found_told_counted_and_mended() {
     let now = data_files(&site, "");
     let new: Vec<_> = now.difference(&before).collect();
     assert!(
-        new.iter()
-            .all(|file| file.parent().unwrap().ends_with("gold")),
+        new.iter().all(|file| {
+            let folder = file.parent().unwrap();
+            folder.ends_with("gold") || folder.ends_with("silver")
+        }),
         "{new:?}"
     );
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod buckets;
 pub(crate) mod services;
 
 use std::collections::BTreeMap;
@@ -104,6 +105,11 @@ impl Site {
             .stderr(log)
             .spawn()
             .unwrap();
+        self.follow(child)
+    }
+
+    /// The program while it runs, however it was started.
+    pub(crate) fn follow(&self, child: Child) -> Running {
         Running {
             child,
             port: self.port,
@@ -198,6 +204,11 @@ impl Running {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn ended(mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Sends SIGTERM and expects a clean end.

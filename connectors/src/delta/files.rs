@@ -16,6 +16,7 @@ use delta_kernel::table_properties::DataSkippingNumIndexedCols;
 use deltalake::datafile::writer::{DeltaWriter, WriterConfig};
 use deltalake::kernel::{Action, Add, DeletionVectorDescriptor, Remove, StorageType};
 use deltalake::logstore::LogStoreRef;
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -179,7 +180,9 @@ impl DataFiles {
         // No file is split, so that a row's number is its place in what was written.
         let file_size = None;
         let config = WriterConfig::new(schema, vec![], None, file_size, None, columns, None);
-        let mut writer = DeltaWriter::new(self.store(), config);
+        // Encoded in memory, and put at once: the writer panics when its storage fails.
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let mut writer = DeltaWriter::new(Arc::clone(&memory), config);
         writer
             .write(rows)
             .await
@@ -187,6 +190,12 @@ impl DataFiles {
         let mut added = writer.close().await.map_err(TableError::storage(&*what))?;
         match (added.pop(), added.is_empty()) {
             (Some(mut entry), true) => {
+                let path = Path::from(entry.path.as_str());
+                let copied = async {
+                    let bytes = memory.get(&path).await?.bytes().await?;
+                    self.store().put(&path, bytes.into()).await
+                };
+                copied.await.map_err(TableError::storage(what))?;
                 entry.data_change = !moved;
                 let rows = rows.num_rows() as u32;
                 Ok(DataFile { rows, entry })

@@ -17,6 +17,7 @@ mod table;
 mod vacuum;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use deltalake::kernel::Action;
 pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval};
@@ -31,19 +32,19 @@ use futures::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{BackoffConfig, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
 
 /// Why a table or manifest could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The storage failed; it may work later.
-    #[error("{what}: {source}")]
+    #[error("{what}: {why}")]
     Storage {
         /// What was tried, on which table.
         what: String,
-        /// What the storage or the table format said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// What the storage or the table format said, its own causes included.
+        why: String,
     },
     /// The table is not what this program can keep; trying again will not help.
     #[error("{0}")]
@@ -53,12 +54,12 @@ pub enum TableError {
 impl TableError {
     fn storage<E>(what: impl Into<String>) -> impl FnOnce(E) -> Self
     where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        E: std::fmt::Display,
     {
         let what = what.into();
-        move |source| Self::Storage {
+        move |error| Self::Storage {
             what,
-            source: source.into(),
+            why: error.to_string(),
         }
     }
 }
@@ -73,6 +74,17 @@ pub struct TablesFolder {
     /// The folder in it.
     path: Path,
 }
+
+/// A request is repeated for a moment only: whoever asked tries again for as long as need be, and says so.
+const BRIEFLY: RetryConfig = RetryConfig {
+    backoff: BackoffConfig {
+        init_backoff: Duration::from_millis(50),
+        max_backoff: Duration::from_millis(200),
+        base: 2.0,
+    },
+    max_retries: 2,
+    retry_timeout: Duration::from_secs(60),
+};
 
 impl TablesFolder {
     /// Opens the folder that a path or a URL such as `s3://bucket/folder` names; a folder of a file
@@ -118,7 +130,10 @@ impl TablesFolder {
         };
         let location = format!("{}/", location.trim_end_matches('/'));
         let url = Url::parse(&location).map_err(|error| unfit(&error))?;
-        let bucket = AmazonS3Builder::from_env().with_url(&location).build();
+        let bucket = AmazonS3Builder::from_env()
+            .with_url(&location)
+            .with_retry(BRIEFLY)
+            .build();
         Ok(Self {
             root: Arc::new(bucket.map_err(|error| unfit(&error))?),
             path: Path::from_url_path(url.path()).map_err(|error| unfit(&error))?,
