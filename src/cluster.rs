@@ -17,7 +17,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::checkpoint::store::StoreError;
-use crate::peers::{self, PeerError};
+use crate::peers::{self, Bridges, PeerError};
 use crate::plan::{ClusterPlan, Plan, SourcePlan};
 use crate::query::http;
 use crate::query::peek::{Asks, Peeker, peeker};
@@ -185,7 +185,8 @@ fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
     let cluster = process.plan().cluster.clone();
     let asks = Mutex::new(Some(asks));
     let process = Arc::clone(process);
-    let (builders, guard) = communication(&cluster, process.runtime())?;
+    let (builders, guard, bridges) = communication(&cluster, process.runtime())?;
+    let runtime = process.runtime().clone();
     let configuration = WorkerConfig::default();
     let workers = timely::execute::execute_from(builders, guard, configuration, move |worker| {
         // One worker of the process answers for it.
@@ -197,26 +198,30 @@ fn run_workers(process: &Arc<Process>, asks: Asks) -> Result<(), RunError> {
         worker::run(worker, &process, asks);
     });
     let workers = workers.map_err(RunError::Start)?;
-    workers
-        .join()
+    let ended = workers.join();
+    if let Some(bridges) = bridges {
+        runtime.block_on(bridges.end());
+    }
+    ended
         .into_iter()
         .try_for_each(|ended| ended.map_err(RunError::Start))
 }
 
+/// What timely's workers are made of, and what must be awaited when they have ended.
+type Communication = (Vec<AllocatorBuilder>, Box<dyn Any + Send>, Option<Bridges>);
+
 /// How the workers of all processes reach one another.
-fn communication(
-    cluster: &ClusterPlan,
-    runtime: &Handle,
-) -> Result<(Vec<AllocatorBuilder>, Box<dyn Any + Send>), RunError> {
+fn communication(cluster: &ClusterPlan, runtime: &Handle) -> Result<Communication, RunError> {
     let threads = cluster.workers;
     let (Some(secret), 2..) = (&cluster.secret, cluster.hosts.len()) else {
         let configuration = match threads {
             1 => CommunicationConfig::Thread,
             threads => CommunicationConfig::Process(threads),
         };
-        return configuration.try_build().map_err(RunError::Start);
+        let (builders, guard) = configuration.try_build().map_err(RunError::Start)?;
+        return Ok((builders, guard, None));
     };
-    let sockets = runtime.block_on(peers::connect(cluster, secret))?;
+    let (sockets, bridges) = runtime.block_on(peers::connect(cluster, secret))?.split();
     let hooks = Hooks::default();
     let (refill, spill) = (hooks.refill.clone(), hooks.spill.clone());
     let within = ProcessBuilder::new_typed_vector(threads, refill, spill);
@@ -224,5 +229,5 @@ fn communication(
         initialize_networking_from_sockets(within, sockets, cluster.process, threads, hooks);
     let (builders, guard) = between.map_err(|error| RunError::Start(error.to_string()))?;
     let builders = builders.into_iter().map(AllocatorBuilder::Tcp).collect();
-    Ok((builders, Box::new(guard)))
+    Ok((builders, Box::new(guard), Some(bridges)))
 }

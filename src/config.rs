@@ -145,6 +145,20 @@ pub struct ServerSettings {
 pub struct ClusterSettings {
     /// A file with the secret by which the processes know one another.
     pub secret_file: PathBuf,
+    /// What encrypts what they say to one another.
+    pub tls: TlsSettings,
+}
+
+/// The files of TLS, in PEM; none of them without TLS.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The certificate that this process shows, for the host in the file of hosts.
+    pub certificate_file: PathBuf,
+    /// The certificate's key.
+    pub key_file: PathBuf,
+    /// The certificates of those who may issue certificates of processes.
+    pub authority_file: PathBuf,
 }
 
 impl Default for Settings {

@@ -150,6 +150,10 @@ impl Cluster {
                 // A signal of the terminal reaches the launcher alone, which passes it on once.
                 .process_group(0)
                 .kill_on_drop(true);
+            // What stays on this machine is not encrypted, and certificates are for other names.
+            for file in ["CERTIFICATE", "KEY", "AUTHORITY"] {
+                command.env(format!("ASSAY__CLUSTER__TLS__{file}_FILE"), "");
+            }
             if let Some(workers) = launch.workers {
                 command.args(["--workers", &workers.to_string()]);
             }

@@ -13,6 +13,7 @@ use dataflows::pipelines::mentions::mention::MentionRule;
 use crate::checkpoint::store::TablesPlan;
 use crate::config::{self, Settings, SourceKind, line_of};
 use crate::peers::Secret;
+use crate::peers::tls::Tls;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -99,6 +100,8 @@ pub struct ClusterPlan {
     pub hosts: Vec<String>,
     /// What the processes know one another by; there is one if there are several.
     pub secret: Option<Secret>,
+    /// What encrypts what they say, if anything does.
+    pub tls: Option<Tls>,
 }
 
 /// The variable that holds the cluster's secret, instead of a file.
@@ -356,7 +359,32 @@ impl Check<'_> {
             process,
             hosts,
             secret,
+            tls: self.tls(&settings.cluster.tls, folder),
         }
+    }
+
+    fn tls(&mut self, settings: &config::TlsSettings, folder: &Path) -> Option<Tls> {
+        let files = [
+            ("certificate_file", &settings.certificate_file),
+            ("key_file", &settings.key_file),
+            ("authority_file", &settings.authority_file),
+        ];
+        let absent: Vec<_> = files
+            .iter()
+            .filter(|(_, file)| file.as_os_str().is_empty())
+            .collect();
+        match absent.as_slice() {
+            [] => {}
+            [_, _, _] => return None,
+            [(name, _), ..] => {
+                let message = "is needed as well: TLS takes all three files or none";
+                self.mistake(&format!("cluster.tls.{name}"), message);
+                return None;
+            }
+        }
+        let [certificate, key, authority] = files.map(|(_, file)| folder.join(file));
+        let tls = Tls::read(&certificate, &key, &authority);
+        tls.map_err(|error| self.mistake("cluster.tls", error)).ok()
     }
 
     fn secret(

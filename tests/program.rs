@@ -189,33 +189,59 @@ fn another_pattern_or_no_model_mends_only_what_differs() {
     assert_eq!(tables, tables_of_a_fresh_run(&site, pattern));
 }
 
-#[test]
-fn two_processes_keep_the_same_tables_as_one() {
-    let site = Site::new("[model]\nenabled = false\n");
-    generate(&site, 200);
-    site.tweet("bad.json", "");
-    std::fs::write(site.path("tweets/bad.json"), "{").unwrap();
-    let hosts = format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port());
-    std::fs::write(site.path("hosts.txt"), hosts).unwrap();
-    let process = |index: &str| {
-        let mut command = assay();
-        command
-            .arg("run")
-            .arg(site.path("assay.toml"))
-            .args(["--until-idle", "--workers", "2"]);
-        command
-            .arg("--hosts")
-            .arg(site.path("hosts.txt"))
-            .args(["--process", index]);
-        command.env("ASSAY__SERVER__LISTEN", "127.0.0.1:0");
-        command.env("ASSAY_CLUSTER_SECRET", SECRET);
-        command.spawn().unwrap()
-    };
-    let mut processes = [process("0"), process("1")];
-    for process in &mut processes {
-        assert!(process.wait().unwrap().success());
+/// A certificate for this machine, its key, and the authority of both, as the configuration names them.
+fn certificates(site: &Site) -> String {
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let issuer = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &issuer).unwrap();
+    let files = [
+        ("certificate", certificate.pem()),
+        ("key", key.serialize_pem()),
+        ("authority", issuer.pem()),
+    ];
+    let mut lines = "[cluster.tls]\n".to_owned();
+    for (name, text) in files {
+        std::fs::write(site.path(&format!("{name}.pem")), text).unwrap();
+        lines += &format!("{name}_file = \"{name}.pem\"\n");
     }
-    assert_eq!(site.tables(), tables_of_a_fresh_run(&site, NO_MODEL));
+    lines
+}
+
+#[test]
+fn two_processes_keep_the_same_tables_as_one_encrypted_or_not() {
+    for encrypted in [false, true] {
+        let site = Site::new(NO_MODEL);
+        if encrypted {
+            site.configure(&format!("{NO_MODEL}{}", certificates(&site)));
+        }
+        generate(&site, 200);
+        site.tweet("bad.json", "");
+        std::fs::write(site.path("tweets/bad.json"), "{").unwrap();
+        let hosts = format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port());
+        std::fs::write(site.path("hosts.txt"), hosts).unwrap();
+        let process = |index: &str| {
+            let mut command = assay();
+            command
+                .arg("run")
+                .arg(site.path("assay.toml"))
+                .args(["--until-idle", "--workers", "2"])
+                .arg("--hosts")
+                .arg(site.path("hosts.txt"))
+                .args(["--process", index])
+                .env("ASSAY__SERVER__LISTEN", "127.0.0.1:0")
+                .env("ASSAY_CLUSTER_SECRET", SECRET);
+            command.spawn().unwrap()
+        };
+        let mut processes = [process("0"), process("1")];
+        for process in &mut processes {
+            assert!(process.wait().unwrap().success());
+        }
+        assert_eq!(site.tables(), tables_of_a_fresh_run(&site, NO_MODEL));
+    }
 }
 
 #[test]
@@ -474,6 +500,13 @@ fn mistakes_are_told_at_once_with_exit_code_2() {
     refused(
         &Site::new("[source.files]\npath = \"nowhere\"\n"),
         &[":2: source.files.path", "make it"],
+    );
+    refused(
+        &Site::new("[cluster.tls]\nkey_file = \"key.pem\"\n"),
+        &[
+            ":1: cluster.tls.certificate_file",
+            "all three files or none",
+        ],
     );
     refused(
         &Site::new("[model]\ndirectory = \"nowhere\"\n"),

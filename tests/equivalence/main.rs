@@ -394,6 +394,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
             process: 0,
             hosts: Vec::new(),
             secret: None,
+            tls: None,
         },
         until_idle: false,
     }

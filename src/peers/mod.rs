@@ -14,7 +14,9 @@
 //! A seal is an HMAC-SHA-256 (RFC 2104) with the secret. It covers both nonces, so an old one proves
 //! nothing, and says who gives it, so one's own sent back proves nothing either. Until a seal has
 //! been checked nothing of what arrived is believed, and a connection that cannot give one is closed
-//! and forgotten. What is sent afterwards is neither sealed nor encrypted.
+//! and forgotten. What is sent afterwards is not sealed; with [`tls`], all of this is encrypted.
+
+pub mod tls;
 
 use std::fmt;
 use std::io;
@@ -25,9 +27,9 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::plan::ClusterPlan;
 
@@ -149,16 +151,43 @@ struct Introduction {
     secret: Secret,
 }
 
-/// Connects this process with all others; waits for them as long as it takes. The socket of process
-/// i is at place i; there is none at the own place.
+/// The ways to all other processes.
+#[derive(Debug)]
+pub struct Peers {
+    /// The socket of process i at place i, and none at the own place.
+    pub sockets: Vec<Option<std::net::TcpStream>>,
+    /// What passes on between a socket and its encrypted connection; without TLS there is nothing.
+    bridges: Vec<JoinHandle<()>>,
+}
+
+impl Peers {
+    /// Takes the sockets; what is returned must be awaited after they have been closed.
+    pub fn split(self) -> (Vec<Option<std::net::TcpStream>>, Bridges) {
+        (self.sockets, Bridges(self.bridges))
+    }
+}
+
+/// What passes on between sockets and encrypted connections.
+pub struct Bridges(Vec<JoinHandle<()>>);
+
+impl Bridges {
+    /// Waits until all has been passed on.
+    pub async fn end(self) {
+        let all = futures::future::join_all(self.0);
+        // A peer that does not close its end has nothing to hear any more.
+        let _ = tokio::time::timeout(PATIENCE, all).await;
+    }
+}
+
+/// The way to one process, and what passes on, if it is encrypted.
+type Way = (TcpStream, Option<JoinHandle<()>>);
+
+/// Connects this process with all others; waits for them as long as it takes.
 ///
 /// # Errors
 /// If the own address cannot be listened on, or a process was started with another secret, version
 /// or number of workers.
-pub async fn connect(
-    cluster: &ClusterPlan,
-    secret: &Secret,
-) -> Result<Vec<Option<std::net::TcpStream>>, PeerError> {
+pub async fn connect(cluster: &ClusterPlan, secret: &Secret) -> Result<Peers, PeerError> {
     let own = Arc::new(Introduction {
         cluster: cluster.clone(),
         secret: secret.clone(),
@@ -171,7 +200,7 @@ pub async fn connect(
         dialled.spawn(dial(Arc::clone(&own), other));
     }
     let mut greeted = JoinSet::new();
-    let mut peers: Vec<Option<TcpStream>> = cluster.hosts.iter().map(|_| None).collect();
+    let mut peers: Vec<Option<Way>> = cluster.hosts.iter().map(|_| None).collect();
     let mut reminder = tokio::time::interval(REMINDER);
     reminder.reset();
     while missing(&peers, cluster.process).next().is_some() {
@@ -181,13 +210,13 @@ pub async fn connect(
                 Err(error) => tracing::warn!(%error, "cannot accept a connection"),
             },
             Some(Ok(reached)) = dialled.join_next() => {
-                let (process, stream) = reached?;
-                peers[process] = Some(stream);
+                let (process, way) = reached?;
+                peers[process] = Some(way);
             }
             Some(Ok(known)) = greeted.join_next() => {
                 // One that was started again takes the place of what it was.
-                if let Some((process, stream)) = known? {
-                    peers[process] = Some(stream);
+                if let Some((process, way)) = known? {
+                    peers[process] = Some(way);
                 }
             }
             _ = reminder.tick() => {
@@ -198,21 +227,26 @@ pub async fn connect(
             }
         }
     }
-    let blocking = |stream: TcpStream| {
+    let mut bridges = Vec::new();
+    let mut blocking = |(stream, bridge): Way| {
+        bridges.extend(bridge);
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         Ok(stream)
     };
-    let sockets = peers.into_iter().map(|peer| peer.map(blocking).transpose());
-    sockets
+    let sockets = peers
+        .into_iter()
+        .map(|peer| peer.map(&mut blocking).transpose());
+    let sockets = sockets
         .collect::<io::Result<_>>()
         .map_err(|source| PeerError::Listen {
             address: own.address(cluster.process),
             source,
-        })
+        })?;
+    Ok(Peers { sockets, bridges })
 }
 
-fn missing(peers: &[Option<TcpStream>], own: usize) -> impl Iterator<Item = usize> {
+fn missing(peers: &[Option<Way>], own: usize) -> impl Iterator<Item = usize> {
     let absent = peers.iter().enumerate().filter(|(_, peer)| peer.is_none());
     absent
         .map(|(process, _)| process)
@@ -220,15 +254,17 @@ fn missing(peers: &[Option<TcpStream>], own: usize) -> impl Iterator<Item = usiz
 }
 
 /// Dials a process until it answers.
-async fn dial(own: Arc<Introduction>, process: usize) -> Result<(usize, TcpStream), PeerError> {
+async fn dial(own: Arc<Introduction>, process: usize) -> Result<(usize, Way), PeerError> {
     loop {
-        if let Ok(mut stream) = TcpStream::connect(own.address(process)).await {
-            let introduced = tokio::time::timeout(PATIENCE, own.introduce(process, &mut stream));
-            match introduced.await {
-                Ok(Ok(())) => return Ok((process, stream)),
+        if let Ok(stream) = TcpStream::connect(own.address(process)).await {
+            match tokio::time::timeout(PATIENCE, own.dial(process, stream)).await {
+                Ok(Ok(way)) => return Ok((process, way)),
                 Ok(Err(Failure::Fatal(error))) => return Err(error),
                 // It may be about to end, or not yet what it will be.
-                Ok(Err(Failure::Stranger(_))) | Err(_) => {}
+                Ok(Err(Failure::Stranger(reason))) => {
+                    tracing::debug!(process, reason, "cannot reach a process yet");
+                }
+                Err(_) => {}
             }
         }
         tokio::time::sleep(REDIAL).await;
@@ -238,11 +274,11 @@ async fn dial(own: Arc<Introduction>, process: usize) -> Result<(usize, TcpStrea
 /// Finds out who dialled; strangers are told of in the log and forgotten.
 async fn greet(
     own: Arc<Introduction>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     from: SocketAddr,
-) -> Result<Option<(usize, TcpStream)>, PeerError> {
-    let reason = match tokio::time::timeout(PATIENCE, own.receive(&mut stream)).await {
-        Ok(Ok(process)) => return Ok(Some((process, stream))),
+) -> Result<Option<(usize, Way)>, PeerError> {
+    let reason = match tokio::time::timeout(PATIENCE, own.greet(stream)).await {
+        Ok(Ok(known)) => return Ok(Some(known)),
         Ok(Err(Failure::Fatal(error))) => return Err(error),
         Ok(Err(Failure::Stranger(reason))) => reason,
         Err(_) => "it said nothing".to_owned(),
@@ -269,11 +305,39 @@ impl Introduction {
         Ok(line)
     }
 
-    /// Speaks first.
-    async fn introduce(&self, process: usize, stream: &mut TcpStream) -> Result<(), Failure> {
+    async fn dial(&self, process: usize, mut stream: TcpStream) -> Result<Way, Failure> {
         stream.set_nodelay(true)?;
+        let Some(tls) = &self.cluster.tls else {
+            self.introduce(process, &mut stream).await?;
+            return Ok((stream, None));
+        };
+        let mut encrypted = tls.dial(&self.address(process), stream).await?;
+        self.introduce(process, &mut encrypted).await?;
+        let (stream, bridge) = tls::bridge(encrypted).await?;
+        Ok((stream, Some(bridge)))
+    }
+
+    async fn greet(&self, mut stream: TcpStream) -> Result<(usize, Way), Failure> {
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.cluster.tls else {
+            let process = self.receive(&mut stream).await?;
+            return Ok((process, (stream, None)));
+        };
+        let mut encrypted = tls.accept(stream).await?;
+        let process = self.receive(&mut encrypted).await?;
+        let (stream, bridge) = tls::bridge(encrypted).await?;
+        Ok((process, (stream, Some(bridge))))
+    }
+
+    /// Speaks first.
+    async fn introduce(
+        &self,
+        process: usize,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Result<(), Failure> {
         let hello = self.hello()?;
         stream.write_all(&hello).await?;
+        stream.flush().await?;
         let answer = read_line(stream).await?;
         let seal = read_seal(stream).await?;
         let expected = self.secret.seal("listens", &hello, &answer);
@@ -284,17 +348,21 @@ impl Introduction {
         self.check(&answer, Some(process))?;
         let seal = self.secret.seal("dials", &hello, &answer).finalize();
         stream.write_all(&seal.into_bytes()).await?;
+        stream.flush().await?;
         Ok(())
     }
 
     /// Hears who speaks.
-    async fn receive(&self, stream: &mut TcpStream) -> Result<usize, Failure> {
-        stream.set_nodelay(true)?;
+    async fn receive(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> Result<usize, Failure> {
         let hello = read_line(stream).await?;
         let answer = self.hello()?;
         let seal = self.secret.seal("listens", &hello, &answer).finalize();
         stream.write_all(&answer).await?;
         stream.write_all(&seal.into_bytes()).await?;
+        stream.flush().await?;
         let seal = read_seal(stream).await?;
         let expected = self.secret.seal("dials", &hello, &answer);
         if expected.verify_slice(&seal).is_err() {
@@ -344,7 +412,7 @@ impl Introduction {
 }
 
 /// Reads up to the end of the line and not a byte further: what follows is not ours.
-async fn read_line(stream: &mut TcpStream) -> Result<Vec<u8>, Failure> {
+async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Failure> {
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         if line.len() == LONGEST_HELLO {
@@ -355,7 +423,7 @@ async fn read_line(stream: &mut TcpStream) -> Result<Vec<u8>, Failure> {
     Ok(line)
 }
 
-async fn read_seal(stream: &mut TcpStream) -> Result<[u8; 32], Failure> {
+async fn read_seal(stream: &mut (impl AsyncRead + Unpin)) -> Result<[u8; 32], Failure> {
     let mut seal = [0; 32];
     stream.read_exact(&mut seal).await?;
     Ok(seal)
@@ -379,6 +447,7 @@ mod tests {
             process,
             hosts: hosts.to_vec(),
             secret: None,
+            tls: None,
         }
     }
 
@@ -408,7 +477,7 @@ mod tests {
         };
         let (first, (second, third)) = tokio::join!(connect(&clusters[0], &known), others);
         for (process, sockets) in [first, second, third].into_iter().enumerate() {
-            let sockets = sockets.unwrap();
+            let sockets = sockets.unwrap().sockets;
             let absent: Vec<_> = (0..3).filter(|place| sockets[*place].is_none()).collect();
             assert_eq!(absent, [process]);
         }
@@ -427,6 +496,124 @@ mod tests {
         let message = other.unwrap_err().to_string();
         assert!(message.contains("workers 1 there, 2 here"), "{message}");
         first.abort();
+    }
+
+    /// An authority, and certificates by it for this machine.
+    struct Authority {
+        folder: tempfile::TempDir,
+        issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let issuer = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("authority.pem"), issuer.pem()).unwrap();
+            Self { folder, issuer }
+        }
+
+        /// What a process on this host shows to those who believe this or another authority.
+        fn tls(&self, host: &str, believed: &Self) -> tls::Tls {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+            let certificate = certificate.signed_by(&key, &self.issuer).unwrap();
+            let file = |name: &str, text: String| {
+                let file = self.folder.path().join(name);
+                std::fs::write(&file, text).unwrap();
+                file
+            };
+            let certificate = file("certificate.pem", certificate.pem());
+            let key = file("key.pem", key.serialize_pem());
+            let authority = believed.folder.path().join("authority.pem");
+            tls::Tls::read(&certificate, &key, &authority).unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_processes_say_is_encrypted_and_arrives() {
+        use std::io::{Read, Write};
+        let hosts = free_addresses(2);
+        let authority = Authority::new();
+        let tls = Some(authority.tls("127.0.0.1", &authority));
+        let known = secret("only we know this");
+        let clusters: Vec<_> = (0..2)
+            .map(|process| ClusterPlan {
+                tls: tls.clone(),
+                ..cluster(&hosts, process, 1)
+            })
+            .collect();
+        let stranger = async {
+            // Speaks no TLS, though it knows the secret.
+            let plain = cluster(&hosts, 1, 1);
+            let waiting = connect(&plain, &known);
+            assert!(tokio::time::timeout(REDIAL * 3, waiting).await.is_err());
+            connect(&clusters[1], &known).await
+        };
+        let (first, second) = tokio::join!(connect(&clusters[0], &known), stranger);
+        let ((mut first, one), (mut second, other)) =
+            (first.unwrap().split(), second.unwrap().split());
+        let said = vec![7; 1 << 20];
+        let mut near = first[1].take().unwrap();
+        let mut far = second[0].take().unwrap();
+        let writing = tokio::task::spawn_blocking({
+            let said = said.clone();
+            move || near.write_all(&said)
+        });
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut heard = Vec::new();
+            far.read_to_end(&mut heard).map(|_| heard)
+        });
+        writing.await.unwrap().unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), said);
+        tokio::join!(one.end(), other.end());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_certificate_of_a_stranger_or_for_another_host_is_refused() {
+        let hosts = free_addresses(2);
+        let (ours, theirs) = (Authority::new(), Authority::new());
+        let known = secret("only we know this");
+        for (listening, dialling) in [
+            (ours.tls("127.0.0.1", &ours), theirs.tls("127.0.0.1", &ours)),
+            (
+                ours.tls("elsewhere.example", &ours),
+                ours.tls("127.0.0.1", &ours),
+            ),
+        ] {
+            let first = ClusterPlan {
+                tls: Some(listening),
+                ..cluster(&hosts, 0, 1)
+            };
+            let second = ClusterPlan {
+                tls: Some(dialling),
+                ..cluster(&hosts, 1, 1)
+            };
+            let both = async { tokio::join!(connect(&first, &known), connect(&second, &known)) };
+            assert!(tokio::time::timeout(REDIAL * 5, both).await.is_err());
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_certificates_are_named() {
+        let authority = Authority::new();
+        let tls = authority.tls("127.0.0.1", &authority);
+        assert_eq!(format!("{tls:?}"), "Tls");
+        let folder = authority.folder.path();
+        let file = |name: &str| folder.join(name);
+        let read = |certificate: &str, key: &str, authority: &str| {
+            tls::Tls::read(&file(certificate), &file(key), &file(authority))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(read("none.pem", "key.pem", "authority.pem").contains("none.pem"));
+        assert!(
+            read("certificate.pem", "authority.pem", "authority.pem").contains("authority.pem")
+        );
+        assert!(read("certificate.pem", "key.pem", "key.pem").contains("key.pem"));
+        assert!(read("authority.pem", "key.pem", "authority.pem").contains("with the key"));
     }
 
     #[test]
