@@ -503,10 +503,7 @@ fn mistakes_are_told_at_once_with_exit_code_2() {
     );
     refused(
         &Site::new("[cluster.tls]\nkey_file = \"key.pem\"\n"),
-        &[
-            ":1: cluster.tls.certificate_file",
-            "all three files or none",
-        ],
+        &["cluster.tls.certificate_file", "all three files or none"],
     );
     refused(
         &Site::new("[model]\ndirectory = \"nowhere\"\n"),

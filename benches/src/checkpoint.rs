@@ -14,6 +14,7 @@ use assay::generate::tweets::{GeneratedTweet, TweetGenerator};
 use assay::query::client;
 use clap::Args;
 
+use crate::cost::{NOW, PEAK, memory_mib};
 use crate::program::{Assay, LINES_A_FILE, SEED, bare_files, with_tables, write_lines};
 use crate::table::{markdown, whole};
 
@@ -50,8 +51,8 @@ pub(crate) fn run(bench: &Checkpoint) -> anyhow::Result<()> {
             .iter()
             .filter(|changes| largest || **changes == 1_000);
         let running = Running::start(&assay, &tweets)?;
-        running.wait_for_rows(*rows)?;
-        running.wait_until_durable()?;
+        let shown = running.wait_for_rows(*rows)?;
+        running.wait_until_durable(shown)?;
         for changes in changes {
             eprintln!("measuring: {changes} of {rows} rows");
             checkpoints.push(running.measure(&tweets, *rows, *changes)?);
@@ -68,13 +69,20 @@ pub(crate) fn run(bench: &Checkpoint) -> anyhow::Result<()> {
             whole(*rows as f64),
             whole(gold as f64),
             format!("{:.1}", answered.as_secs_f64()),
-            format!("{:.0}", running.peak_mib()),
+            format!("{:.0}", running.mib(PEAK)),
         ]);
         running.kill()?;
     }
-    let head = ["rows", "gold", "changed", "s until durable", "kB written"];
+    let head = [
+        "rows",
+        "gold",
+        "changed",
+        "s until durable",
+        "kB written",
+        "MiB after",
+    ];
     println!(
-        "Median of {ROUNDS} checkpoints:\n\n{}",
+        "Median of {ROUNDS} checkpoints, one after another from top to bottom:\n\n{}",
         markdown(head, &checkpoints)
     );
     let head = ["rows", "gold", "s until it answers", "peak MiB"];
@@ -106,12 +114,28 @@ impl Running {
     }
 
     fn number(&self, sql: &str) -> anyhow::Result<u64> {
+        Ok(self.number_at(sql)?.0)
+    }
+
+    /// The number that a query answers, and its epoch.
+    fn number_at(&self, sql: &str) -> anyhow::Result<(u64, u64)> {
         let answer = client::ask(&format!("http://{}", self.address), sql, None)?;
         let row = answer["rows"][0].as_object().context("no row")?;
-        row.values()
-            .next()
-            .and_then(|n| n.as_u64())
-            .context("no number")
+        let number = row.values().next().and_then(|n| n.as_u64());
+        let epoch = answer["epoch"].as_u64();
+        number.zip(epoch).context("no number")
+    }
+
+    /// Waits until a query answers a number; returns the epoch of the answer.
+    fn wait_for_number(&self, sql: &str, wanted: u64) -> anyhow::Result<u64> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match self.number_at(sql) {
+                Ok((number, epoch)) if number == wanted => return Ok(epoch),
+                _ => thread::sleep(POLL),
+            }
+        }
+        bail!("waited in vain for {wanted} from {sql}")
     }
 
     fn wait_for(&self, what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
@@ -125,17 +149,8 @@ impl Running {
         Ok(())
     }
 
-    fn wait_for_rows(&self, rows: usize) -> anyhow::Result<()> {
-        let count = || {
-            self.number("select count(*) from users where tweets > 0")
-                .is_ok()
-        };
-        self.wait_for("an answer", count)?;
-        let all = || {
-            let sum = self.number("select sum(tweets) from users");
-            sum.is_ok_and(|sum| sum == rows as u64)
-        };
-        self.wait_for("all rows", all)
+    fn wait_for_rows(&self, rows: usize) -> anyhow::Result<u64> {
+        self.wait_for_number("select sum(tweets) from users", rows as u64)
     }
 
     /// Reads a metric without labels.
@@ -155,13 +170,16 @@ impl Running {
         seconds.map_or(0, |seconds| (seconds * 1_000.0).round() as u64)
     }
 
-    fn wait_until_durable(&self) -> anyhow::Result<()> {
-        let now = assay::now_ms();
-        self.wait_for("a checkpoint", || self.durable() >= now)
+    /// Waits for the checkpoint of what an answer of this epoch was the first to show; returns its
+    /// epoch. What was shown is of the tick before, or of the one before that.
+    fn wait_until_durable(&self, shown: u64) -> anyhow::Result<u64> {
+        let epoch = (shown - 200).next_multiple_of(1_000);
+        self.wait_for("a checkpoint", || self.durable() >= epoch)?;
+        Ok(epoch)
     }
 
     /// Changes rows spread over the folder, in one checkpoint, again and again.
-    fn measure(&self, tweets: &Path, rows: usize, changes: usize) -> anyhow::Result<[String; 5]> {
+    fn measure(&self, tweets: &Path, rows: usize, changes: usize) -> anyhow::Result<[String; 6]> {
         let mut seconds = Vec::new();
         let mut bytes = Vec::new();
         for round in 0..ROUNDS {
@@ -172,11 +190,8 @@ impl Running {
             let sql = format!(
                 "select count(*) from users where \"user\" = '{mark}' and tweets = {changes}"
             );
-            self.wait_for("the changes", || {
-                self.number(&sql).is_ok_and(|found| found == 1)
-            })?;
-            let epoch = assay::now_ms().next_multiple_of(1_000);
-            self.wait_for("their checkpoint", || self.durable() >= epoch)?;
+            let shown = self.wait_for_number(&sql, 1)?;
+            let epoch = self.wait_until_durable(shown)?;
             seconds.push(assay::now_ms().saturating_sub(epoch) as f64 / 1_000.0);
             bytes.push(written() - before);
         }
@@ -187,15 +202,12 @@ impl Running {
             whole(changes as f64),
             format!("{:.2}", median(seconds)),
             whole(median(bytes) / 1_000.0),
+            format!("{:.0}", self.mib(NOW)),
         ])
     }
 
-    fn peak_mib(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
-        let status = status.unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-        kib.unwrap_or(0.0) / 1_024.0
+    fn mib(&self, figure: &str) -> f64 {
+        memory_mib(self.child.id(), figure)
     }
 
     fn kill(mut self) -> anyhow::Result<()> {

@@ -94,7 +94,7 @@ fn follow(mut child: Child) -> anyhow::Result<(ExitStatus, u64)> {
     loop {
         // The kernel keeps the maximum, so only growth in the last moment can be missed.
         let text = fs::read_to_string(&status_file).unwrap_or_default();
-        peak = peak.max(high_water_mark(&text).unwrap_or(0));
+        peak = peak.max(memory(&text, PEAK).unwrap_or(0));
         if let Some(status) = child.try_wait().context("cannot wait for a child")? {
             return Ok((status, peak));
         }
@@ -148,11 +148,21 @@ impl CpuTime {
     }
 }
 
-/// The greatest resident memory in bytes, of a `/proc/PID/status`; none once the process has ended.
-fn high_water_mark(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// The greatest resident memory so far, as a process's status names it.
+pub(crate) const PEAK: &str = "VmHWM:";
+
+/// The resident memory now.
+pub(crate) const NOW: &str = "VmRSS:";
+
+/// A figure of a process's memory in MiB; 0 once the process has ended.
+pub(crate) fn memory_mib(process: u32, figure: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    memory(&status, figure).unwrap_or(0) as f64 / 1_048_576.0
+}
+
+/// A figure in bytes of a `/proc/PID/status`; none once the process has ended.
+fn memory(status: &str, figure: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(figure))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -179,10 +189,10 @@ mod tests {
     }
 
     #[test]
-    fn the_high_water_mark_is_in_bytes() {
+    fn memory_is_in_bytes() {
         let status = "Name:\tassay\nVmHWM:\t    2048 kB\nVmRSS:\t  1024 kB\n";
-        assert_eq!(high_water_mark(status), Some(2_097_152));
-        assert_eq!(high_water_mark("Name:\tassay\nState:\tZ (zombie)\n"), None);
+        assert_eq!(memory(status, PEAK), Some(2_097_152));
+        assert_eq!(memory("Name:\tassay\nState:\tZ (zombie)\n", PEAK), None);
     }
 
     #[test]

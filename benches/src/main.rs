@@ -9,6 +9,7 @@
 //! - [`score`]: texts through the model, bare and within the pipeline.
 //! - [`memory`]: bytes a live row.
 //! - [`checkpoint`]: a few changes of large tables, and a restart.
+//! - [`commits`]: many checkpoints, and the log that they leave.
 //! - [`start_files`]: a folder of many small files.
 //! - [`program`], [`cost`], [`table`]: how a run is started, what it cost, how results are printed.
 //!
@@ -16,6 +17,7 @@
 
 mod catch_up;
 mod checkpoint;
+mod commits;
 mod consume;
 mod cost;
 mod memory;
@@ -54,6 +56,8 @@ enum Command {
     Memory(memory::Memory),
     /// Change a few rows of many, and start again.
     Checkpoint(checkpoint::Checkpoint),
+    /// Commit many checkpoints, one after another.
+    Commits(commits::Commits),
     /// Read a folder of files with one tweet each, into tables.
     StartFiles(start_files::StartFiles),
     /// Poll and parse a topic, and do nothing with it: the floor of `catch-up`, which runs it.
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Score(bench) => score::run(&bench),
         Command::Memory(bench) => memory::run(&bench),
         Command::Checkpoint(bench) => checkpoint::run(&bench),
+        Command::Commits(bench) => commits::run(&bench),
         Command::StartFiles(bench) => start_files::run(&bench),
         Command::Consume(bench) => consume::run(&bench),
     };

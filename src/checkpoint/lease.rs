@@ -164,12 +164,17 @@ mod tests {
 
     #[test]
     fn one_that_ended_on_this_machine_is_seen_to_have() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let lease = Lease {
             writer: writer(child.id()).unwrap(),
             process: child.id(),
             ..Lease::own()
         };
+        assert!(!lease.holder_has_ended());
+        child.kill().unwrap();
         child.wait().unwrap();
         assert!(lease.holder_has_ended());
     }

@@ -135,6 +135,8 @@ pub fn application(pipeline: &str, relation: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn manifest(epoch: u64, before: &[(&str, u64)], changed: &[&str]) -> Manifest {
@@ -214,6 +216,75 @@ mod tests {
             )
         };
         assert!(refused(None) && refused(Some(&manifest(20, &[], &[]))));
+    }
+
+    const RELATIONS: [&str; 3] = ["bronze", "gold", "silver"];
+
+    /// Which tables each of a history of checkpoints changed, and how many of the last one's tables
+    /// had been told when the program was killed.
+    fn histories() -> impl Strategy<Value = (Vec<Vec<bool>>, usize)> {
+        let changed = proptest::collection::vec(any::<bool>(), RELATIONS.len());
+        (
+            proptest::collection::vec(changed, 1..8),
+            0..=RELATIONS.len(),
+        )
+    }
+
+    /// Makes the checkpoints of a history, at epochs 10, 20 and so on; returns the last manifest and
+    /// what each table carries when so many tables of the last checkpoint had been told.
+    fn play(history: &[Vec<bool>], told: usize) -> (Manifest, BTreeMap<String, Option<i64>>) {
+        let mut tables: BTreeMap<String, Option<i64>> =
+            RELATIONS.map(|relation| (relation.to_owned(), None)).into();
+        let mut last = manifest(0, &[], &[]);
+        for (number, changed) in history.iter().enumerate() {
+            let epoch = 10 * (number as u64 + 1);
+            let changed = RELATIONS
+                .iter()
+                .zip(changed)
+                .filter(|(_, changed)| **changed);
+            let changed: Vec<_> = changed.map(|(relation, _)| *relation).collect();
+            let before = tables
+                .iter()
+                .filter_map(|(name, table)| Some((name.as_str(), table.as_ref()?.unsigned_abs())));
+            last = manifest(epoch, &before.collect::<Vec<_>>(), &changed);
+            let is_last = number + 1 == history.len();
+            let heard = if is_last { told } else { changed.len() };
+            for relation in changed.into_iter().take(heard) {
+                tables.insert(relation.to_owned(), Some(epoch as i64));
+            }
+        }
+        (last, tables)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_crash_leaves_is_finished((history, told) in histories()) {
+            let (last, mut tables) = play(&history, told);
+            let behind = recover("mentions", Some(&last), &tables).unwrap();
+            let untold: Vec<_> = last.changes.keys().skip(told).cloned().collect();
+            prop_assert_eq!(&behind, &untold);
+            for relation in behind {
+                tables.insert(relation, Some(last.epoch as i64));
+            }
+            // And nothing is left to be done: the same as if nobody had been killed.
+            prop_assert_eq!(recover("mentions", Some(&last), &tables), Ok(Vec::new()));
+            prop_assert_eq!(tables, play(&history, RELATIONS.len()).1);
+        }
+
+        #[test]
+        fn a_table_of_another_time_is_never_taken_for_what_it_was(
+            (history, told) in histories(),
+            table in 0..RELATIONS.len(),
+            carried in proptest::option::of(1..100_i64),
+        ) {
+            let (last, mut tables) = play(&history, told);
+            let before = last.before.get(RELATIONS[table]).map(|epoch| *epoch as i64);
+            let after = Some(last.epoch as i64);
+            let lawful = carried == before
+                || (carried == after && last.changes.contains_key(RELATIONS[table]));
+            tables.insert(RELATIONS[table].to_owned(), carried);
+            prop_assert_eq!(recover("mentions", Some(&last), &tables).is_ok(), lawful);
+        }
     }
 
     #[test]
