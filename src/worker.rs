@@ -35,6 +35,7 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         );
     }
     let first_of_process = asks.is_some();
+    let started = Instant::now();
     let Built {
         intakes,
         feeds,
@@ -42,6 +43,7 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         checkpointed,
         computed,
     } = build(worker, process);
+    tracing::debug!(worker = worker.index(), took = ?started.elapsed(), "tables read");
     let answering = Answering::build(worker, indexes, asks);
     for (name, intake) in intakes {
         let ingest = Ingest {
@@ -63,6 +65,7 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         last_fed: 0,
         first_of_process,
         next_report: Instant::now(),
+        restoring: (process.restored_epoch() > 0).then_some(started),
         oldest: None,
         oldest_since: Instant::now(),
     };
@@ -91,6 +94,8 @@ struct Turns {
     last_fed: Epoch,
     first_of_process: bool,
     next_report: Instant,
+    /// Since when the state of the last checkpoint has been derived, while it is.
+    restoring: Option<Instant>,
     /// The oldest epoch that is not complete, and since when it has been that.
     oldest: Option<Epoch>,
     oldest_since: Instant,
@@ -173,12 +178,23 @@ impl Turns {
         let first = self
             .computed
             .with_frontier(|frontier| frontier.first().copied());
+        self.tell_restored(first);
         self.watch(first);
         self.process.progress().lag(
             first
                 .filter(|first| *first > 1)
                 .map_or(Duration::ZERO, behind),
         );
+    }
+
+    fn tell_restored(&mut self, first: Option<Epoch>) {
+        if first.is_none_or(|first| first > 0)
+            && let Some(started) = self.restoring.take()
+        {
+            let epoch = self.process.restored_epoch();
+            let took = started.elapsed();
+            tracing::info!(epoch, ?took, "went on from the last checkpoint");
+        }
     }
 
     /// Says when the oldest epoch stays incomplete: a peer that hangs tells of itself in no other way.

@@ -24,6 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// How often it is looked whether something has happened.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How often it is asked whether all rows are there.
+const BETWEEN_QUERIES: Duration = Duration::from_millis(100);
+
+/// So long without a checkpoint, and all is durable: more than the interval of one second.
+const SETTLED: Duration = Duration::from_millis(2_500);
+
 /// Checkpoints measured of each case; the median is told.
 const ROUNDS: usize = 5;
 
@@ -51,8 +57,8 @@ pub(crate) fn run(bench: &Checkpoint) -> anyhow::Result<()> {
             .iter()
             .filter(|changes| largest || **changes == 1_000);
         let running = Running::start(&assay, &tweets)?;
-        let shown = running.wait_for_rows(*rows)?;
-        running.wait_until_durable(shown)?;
+        running.wait_for_rows(*rows)?;
+        running.settle()?;
         for changes in changes {
             eprintln!("measuring: {changes} of {rows} rows");
             checkpoints.push(running.measure(&tweets, *rows, *changes)?);
@@ -101,6 +107,7 @@ impl Running {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let address = format!("127.0.0.1:{port}");
         let mut settings = with_tables(bare_files(tweets), &assay.folder().join("tables"));
+        settings.workers = 2;
         settings.tables.checkpoint_interval_s = 1;
         settings.server.enabled = true;
         settings.server.listen.clone_from(&address);
@@ -114,31 +121,13 @@ impl Running {
     }
 
     fn number(&self, sql: &str) -> anyhow::Result<u64> {
-        Ok(self.number_at(sql)?.0)
-    }
-
-    /// The number that a query answers, and its epoch.
-    fn number_at(&self, sql: &str) -> anyhow::Result<(u64, u64)> {
         let answer = client::ask(&format!("http://{}", self.address), sql, None)?;
         let row = answer["rows"][0].as_object().context("no row")?;
         let number = row.values().next().and_then(|n| n.as_u64());
-        let epoch = answer["epoch"].as_u64();
-        number.zip(epoch).context("no number")
+        number.context("no number")
     }
 
-    /// Waits until a query answers a number; returns the epoch of the answer.
-    fn wait_for_number(&self, sql: &str, wanted: u64) -> anyhow::Result<u64> {
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            match self.number_at(sql) {
-                Ok((number, epoch)) if number == wanted => return Ok(epoch),
-                _ => thread::sleep(POLL),
-            }
-        }
-        bail!("waited in vain for {wanted} from {sql}")
-    }
-
-    fn wait_for(&self, what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
+    fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !holds() {
             if begun.elapsed() > PATIENCE {
@@ -149,8 +138,14 @@ impl Running {
         Ok(())
     }
 
-    fn wait_for_rows(&self, rows: usize) -> anyhow::Result<u64> {
-        self.wait_for_number("select sum(tweets) from users", rows as u64)
+    fn wait_for_rows(&self, rows: usize) -> anyhow::Result<()> {
+        let sql = "select sum(tweets) from users";
+        let all = || {
+            // A query takes its time as well, so they must not be many.
+            thread::sleep(BETWEEN_QUERIES);
+            self.number(sql).is_ok_and(|found| found == rows as u64)
+        };
+        self.wait_for("all rows", all)
     }
 
     /// Reads a metric without labels.
@@ -170,12 +165,13 @@ impl Running {
         seconds.map_or(0, |seconds| (seconds * 1_000.0).round() as u64)
     }
 
-    /// Waits for the checkpoint of what an answer of this epoch was the first to show; returns its
-    /// epoch. What was shown is of the tick before, or of the one before that.
-    fn wait_until_durable(&self, shown: u64) -> anyhow::Result<u64> {
-        let epoch = (shown - 200).next_multiple_of(1_000);
-        self.wait_for("a checkpoint", || self.durable() >= epoch)?;
-        Ok(epoch)
+    /// Waits until nothing is left to be made durable.
+    fn settle(&self) -> anyhow::Result<()> {
+        let mut last = 0;
+        self.wait_for("the last checkpoint", || {
+            thread::sleep(SETTLED);
+            std::mem::replace(&mut last, self.durable()) == self.durable()
+        })
     }
 
     /// Changes rows spread over the folder, in one checkpoint, again and again.
@@ -185,15 +181,20 @@ impl Running {
         for round in 0..ROUNDS {
             let written = || self.metric("assay_checkpoint_bytes_total").unwrap_or(0.0);
             // All changes are made within one second, after its checkpoint has been written.
-            let before = written();
+            let (before, last) = (written(), self.durable());
+            thread::sleep(Duration::from_millis(1_050 - assay::now_ms() % 1_000));
             let mark = change(tweets, rows, changes, round)?;
             let sql = format!(
                 "select count(*) from users where \"user\" = '{mark}' and tweets = {changes}"
             );
-            let shown = self.wait_for_number(&sql, 1)?;
-            let epoch = self.wait_until_durable(shown)?;
-            seconds.push(assay::now_ms().saturating_sub(epoch) as f64 / 1_000.0);
+            self.wait_for("their checkpoint", || self.durable() > last)?;
+            let late = assay::now_ms().saturating_sub(self.durable());
+            seconds.push(late as f64 / 1_000.0);
+            self.settle()?;
             bytes.push(written() - before);
+            if self.number(&sql)? != 1 {
+                bail!("the changes are not there");
+            }
         }
         let gold = self.number("select count(*) from gold")?;
         Ok([

@@ -10,7 +10,6 @@
 //! Nothing here blocks a worker: what takes time is asked for, and answers arrive through a
 //! [`Reply`], which wakes the operator that asked.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 
@@ -20,6 +19,7 @@ use differential_dataflow::ExchangeData;
 use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::implementations::ValSpine;
 use differential_dataflow::trace::{Cursor, TraceReader};
+use foldhash::{HashSet, HashSetExt};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::generic::OperatorInfo;
@@ -34,7 +34,7 @@ use crate::envelope::{Decoded, Envelope, Message, SourceRow, decode};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::persist;
 use crate::operators::upsert::Upsert;
-use crate::record::Record;
+use crate::record::{Record, place};
 use crate::reject::Reject;
 
 /// Wakes the operator or worker that waits for an answer; callable from any thread.
@@ -436,7 +436,7 @@ impl<'s, 'e> Ports<'s, 'e> {
 
     fn index<D: Record>(&mut self, rows: Collection<'s, D>) {
         let arranged = rows
-            .map(|row| (row.key(), row))
+            .map(|row| (place(&*row.key()), row))
             .arrange_by_key_named(D::RELATION);
         let probe = Probe::new();
         arranged.stream.probe_with(&probe);
@@ -643,7 +643,8 @@ pub trait Index {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Compacted;
 
-type RowTrace<D> = TraceAgent<ValSpine<Text, D, Epoch, Diff>>;
+/// Rows by the hash of their key: numbers are sorted and merged faster than texts, and take less room.
+type RowTrace<D> = TraceAgent<ValSpine<u64, D, Epoch, Diff>>;
 
 struct ArrangedIndex<D: Record> {
     probe: Probe<Epoch>,
@@ -671,13 +672,17 @@ impl<D: Record> Index for ArrangedIndex<D> {
         let mut rows = Vec::new();
         let (mut cursor, storage) = self.trace.cursor();
         if let Some(key) = key {
-            cursor.seek_key(&storage, &key.into());
+            cursor.seek_key(&storage, &place(key));
         }
         while let Some(found) = cursor.get_key(&storage) {
-            if key.is_some_and(|key| key != &**found) {
+            if key.is_some_and(|key| place(key) != *found) {
                 break;
             }
             while let Some(row) = cursor.get_val(&storage) {
+                if key.is_some_and(|key| *row.key() != *key) {
+                    cursor.step_val(&storage);
+                    continue;
+                }
                 let mut count: Diff = 0;
                 cursor.map_times(&storage, |at, diff| {
                     if *at <= epoch {

@@ -1,10 +1,10 @@
 //! Gives each row the score of its text, asking the model once for each distinct text.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use differential_dataflow::consolidation::consolidate;
 use differential_dataflow::{AsCollection, ExchangeData};
+use foldhash::{HashMap, HashMapExt};
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;

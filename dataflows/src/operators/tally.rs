@@ -1,9 +1,10 @@
 //! Keeps one aggregate a key: counts, and extremes that survive retraction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::Hash;
 
 use differential_dataflow::{AsCollection, ExchangeData};
+use foldhash::{HashMap, HashMapExt};
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 

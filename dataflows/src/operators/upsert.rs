@@ -1,9 +1,9 @@
 //! Turns overwrites by key into retractions and insertions of rows.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use differential_dataflow::{AsCollection, ExchangeData};
+use foldhash::{HashMap, HashMapExt};
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;

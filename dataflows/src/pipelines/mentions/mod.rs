@@ -14,12 +14,12 @@
 pub mod date;
 pub mod mention;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 
 use differential_dataflow::AsCollection;
+use foldhash::{HashSet, HashSetExt};
 use timely::dataflow::Scope;
 use timely::dataflow::operators::OkErr;
 
