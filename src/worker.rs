@@ -128,7 +128,9 @@ impl Turns {
     /// Feeds what waits, unless something behind is too slow; returns whether anything was fed.
     fn feed(&mut self) -> bool {
         let stopping = self.process.stop().requested();
-        if !stopping && self.behind() {
+        // The restored state is derived first: it answers queries, and what is read meanwhile can wait.
+        let restoring = self.computed.less_than(&1);
+        if restoring || (!stopping && self.behind()) {
             return false;
         }
         let mut fed_any = false;

@@ -19,7 +19,7 @@ use differential_dataflow::ExchangeData;
 use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::implementations::ValSpine;
 use differential_dataflow::trace::{Cursor, TraceReader};
-use foldhash::{HashSet, HashSetExt};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::generic::OperatorInfo;
@@ -32,7 +32,7 @@ use timely::progress::frontier::AntichainRef;
 use crate::change::{Collection, Diff, Epoch, Text};
 use crate::envelope::{Decoded, Envelope, Message, SourceRow, decode};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
-use crate::operators::persist::persist;
+use crate::operators::persist::{StoredRow, persist};
 use crate::operators::upsert::Upsert;
 use crate::record::{Record, place};
 use crate::reject::Reject;
@@ -274,6 +274,8 @@ pub struct Ports<'s, 'e> {
     environment: &'e mut dyn Environment,
     changes: Vec<StreamVec<'s, Epoch, Change>>,
     positions: Vec<StreamVec<'s, Epoch, Position>>,
+    /// Where the rows lie of relations that were read already, so that no table is read twice.
+    stored: HashMap<&'static str, Vec<StoredRow>>,
     built: Built,
 }
 
@@ -300,6 +302,7 @@ impl<'s, 'e> Ports<'s, 'e> {
             environment,
             changes: Vec::new(),
             positions: Vec::new(),
+            stored: HashMap::new(),
             built: Built::default(),
         }
     }
@@ -358,12 +361,16 @@ impl<'s, 'e> Ports<'s, 'e> {
         let Some(sink) = self.environment.sink(D::RELATION, D::schema()) else {
             return Ok(Vec::new());
         };
-        let mut rows = Vec::new();
-        for (_, file) in own_files(&*sink, &self.scope) {
-            let stored = sink.read(file)?;
-            let read = stored.for_each(|_, row| rows.push(row));
-            read.map_err(|error| format!("{}: {error}", file.name))?;
+        let mut rows: Vec<D> = Vec::new();
+        let mut stored = Vec::new();
+        for (file, stored_file) in own_files(&*sink, &self.scope) {
+            let read = sink.read(stored_file)?.for_each(|row, record| {
+                stored.push(StoredRow::new(&record, file, row));
+                rows.push(record);
+            });
+            read.map_err(|error| format!("{}: {error}", stored_file.name))?;
         }
+        self.stored.insert(D::RELATION, stored);
         Ok(rows)
     }
 
@@ -372,13 +379,14 @@ impl<'s, 'e> Ports<'s, 'e> {
         self.environment.replays(source)
     }
 
-    /// A key of every row that the last checkpoint held of a relation, on any worker.
+    /// A key of every row that the last checkpoint held of a relation, on any worker; `keys_of` says
+    /// for each row of a batch which, if any.
     ///
     /// # Errors
     /// If a file of the table cannot be read.
     pub fn stored_keys<D: Record>(
         &mut self,
-        key_of: impl Fn(&D) -> Option<Text>,
+        keys_of: impl Fn(&RecordBatch) -> Result<Vec<Option<Text>>, String>,
     ) -> Result<HashSet<Text>, String> {
         let Some(sink) = self.environment.sink(D::RELATION, D::schema()) else {
             return Ok(HashSet::new());
@@ -386,8 +394,14 @@ impl<'s, 'e> Ports<'s, 'e> {
         let mut keys = HashSet::new();
         for file in sink.files() {
             let stored = sink.read(file)?;
-            let read = stored.for_each(|_, row| keys.extend(key_of(&row)));
-            read.map_err(|error| format!("{}: {error}", file.name))?;
+            let mut number = 0;
+            for batch in &stored.batches {
+                let found = keys_of(batch).map_err(|error| format!("{}: {error}", file.name))?;
+                for key in found {
+                    keys.extend(key.filter(|_| !stored.removed.contains(number)));
+                    number += 1;
+                }
+            }
         }
         Ok(keys)
     }
@@ -425,7 +439,8 @@ impl<'s, 'e> Ports<'s, 'e> {
         if let Some(sink) = self.environment.sink(D::RELATION, D::schema()) {
             let interval = self.environment.checkpoint_interval();
             let restored = self.environment.restored_epoch();
-            let changes = persist(rows.clone(), sink, interval, restored)?;
+            let stored = self.stored.remove(D::RELATION);
+            let changes = persist(rows.clone(), sink, stored, interval, restored)?;
             self.changes.push(changes);
         }
         if self.environment.indexed(D::RELATION) {

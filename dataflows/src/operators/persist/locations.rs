@@ -14,9 +14,25 @@ use crate::record::{Record, digest};
 
 /// A row of the table as it was found at start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct StoredRow {
-    pub(super) digest: u128,
-    pub(super) location: Location,
+pub struct StoredRow {
+    digest: u128,
+    location: Location,
+}
+
+impl StoredRow {
+    /// A row of this worker, by the places of its file in the table and of itself in the file.
+    pub(crate) fn new<D: Record>(record: &D, file: usize, row: u32) -> Self {
+        let file = file as u32;
+        Self {
+            digest: digest(record),
+            location: Location { file, row },
+        }
+    }
+
+    /// Tells rows apart.
+    pub(super) fn digest(&self) -> u128 {
+        self.digest
+    }
 }
 
 /// Where a row lies: a file, by the number that [`Locations`] gave it, and a row number.
@@ -45,6 +61,9 @@ pub(super) struct HeldFile {
     /// As many as there once were.
     pub(super) most: u32,
 }
+
+/// Marks a row that was found while table and relation are compared: files have fewer rows than that.
+const FOUND: u32 = 1 << 31;
 
 /// An odd step, so that the slots of a row's copies are all different.
 const STEP: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
@@ -168,15 +187,14 @@ impl Locations {
         &mut self,
         wanted: Vec<(D, Diff)>,
     ) -> (Vec<(D, Diff)>, Removals) {
-        let mut found = HashMap::with_capacity(self.slots.len());
         let mut missing = Vec::new();
         for (row, count) in wanted {
             let digest = digest(&row);
             let mut lacking = 0;
             for copy in 0..count.max(0) as usize {
                 let slot = slot(digest, copy);
-                match self.slots.remove(&slot) {
-                    Some(location) => drop(found.insert(slot, location)),
+                match self.slots.get_mut(&slot) {
+                    Some(location) => location.row |= FOUND,
                     None => lacking += 1,
                 }
             }
@@ -185,7 +203,16 @@ impl Locations {
             }
         }
         let mut surplus = Removals::default();
-        for location in std::mem::replace(&mut self.slots, found).into_values() {
+        let mut not_found = Vec::new();
+        self.slots.retain(|_, location| {
+            let found = location.row & FOUND != 0;
+            location.row &= !FOUND;
+            if !found {
+                not_found.push(*location);
+            }
+            found
+        });
+        for location in not_found {
             self.vacate(location, false, &mut surplus);
         }
         self.files.retain(|_, file| file.live > 0);

@@ -31,7 +31,8 @@ use timely::dataflow::operators::{Capability, Concat, OkErr};
 use timely::dataflow::{Scope, StreamVec};
 
 use self::compaction::Compaction;
-use self::locations::{Location, Locations, Removals, StoredRow};
+pub use self::locations::StoredRow;
+use self::locations::{Locations, Removals};
 use self::remove::{FileChange, remove};
 use super::checkpoint::Change;
 use super::stash::Stash;
@@ -44,6 +45,7 @@ use crate::record::{Record, digest};
 ///
 /// What the table held at the restored checkpoint is read first and compared with the relation at
 /// epoch 0: rows that differ are mended with the first checkpoint, rows that agree are not touched.
+/// `stored` says where they lie, if they were read already.
 ///
 /// State: 24 bytes and the map's overhead for each row of the table, and a bit set for each file.
 ///
@@ -52,11 +54,16 @@ use crate::record::{Record, digest};
 pub fn persist<'s, D: Record>(
     rows: Collection<'s, D>,
     sink: Box<dyn Sink>,
+    stored: Option<Vec<StoredRow>>,
     interval: u64,
     restored_epoch: Epoch,
 ) -> Result<StreamVec<'s, Epoch, Change>, String> {
     let scope = rows.scope();
-    let stored = stored_rows::<D>(&*sink, &scope)?.to_stream(scope);
+    let stored = match stored {
+        Some(stored) => stored,
+        None => stored_rows::<D>(&*sink, &scope)?,
+    };
+    let stored = stored.to_stream(scope);
     let names = sink.files().iter().map(|file| file.name.clone()).collect();
     let sink: SharedSink = Rc::new(RefCell::new(sink));
     let first_checkpoint = checkpoint_epoch(restored_epoch + 1, interval);
@@ -66,7 +73,7 @@ pub fn persist<'s, D: Record>(
     };
 
     let by_row = Exchange::new(|(row, _, _): &(D, Epoch, Diff)| digest(row) as u64);
-    let by_digest = Exchange::new(|stored: &StoredRow| stored.digest as u64);
+    let by_digest = Exchange::new(|stored: &StoredRow| stored.digest() as u64);
     let appending_sink = Rc::clone(&sink);
     let name = format!("Persist: {}", D::RELATION);
     let output =
@@ -221,14 +228,7 @@ fn stored_rows<D: Record>(
     let mut stored = Vec::new();
     for (file, stored_file) in own_files(sink, scope) {
         sink.read(stored_file)?.for_each(|row, record: D| {
-            let location = Location {
-                file: file as u32,
-                row,
-            };
-            stored.push(StoredRow {
-                digest: digest(&record),
-                location,
-            });
+            stored.push(StoredRow::new(&record, file, row));
         })?;
     }
     Ok(stored)

@@ -32,7 +32,7 @@ use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, Upsert, upsert};
 use crate::ports::{Built, Environment, Ports, Score};
 use crate::record;
-use crate::record::{Confidence, Record, Timestamp};
+use crate::record::{Confidence, Record, Timestamp, read_column};
 use crate::reject::{DECODE, Reject};
 
 // ---- rows, from bronze to gold -------------------------------------------------------------
@@ -536,12 +536,14 @@ fn stored_keys(ports: &mut Ports<'_, '_>) -> Result<HashSet<Text>, String> {
     if !ports.replays(SOURCE) {
         return Ok(HashSet::new());
     }
-    let mut keys = ports.stored_keys(|row: &Bronze| Some(row.key.clone()))?;
-    keys.extend(
-        ports.stored_keys(|reject: &Reject| {
-            (*reject.stage == *DECODE).then(|| reject.source_key())
-        })?,
-    );
+    let mut keys = ports.stored_keys::<Bronze>(|rows| {
+        let keys: Vec<Text> = read_column(rows, "key")?;
+        Ok(keys.into_iter().map(Some).collect())
+    })?;
+    keys.extend(ports.stored_keys::<Reject>(|rows| {
+        let key = |reject: Reject| (*reject.stage == *DECODE).then(|| reject.source_key());
+        Ok(Reject::from_batch(rows)?.into_iter().map(key).collect())
+    })?);
     Ok(keys)
 }
 
