@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use dataflows::envelope::UNAVAILABLE;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -45,6 +46,8 @@ pub struct Settings {
 pub struct SourceSettings {
     /// Which of the sources below is read.
     pub kind: SourceKind,
+    /// How the source names the columns.
+    pub columns: ColumnsSettings,
     /// A folder of files.
     pub files: FilesSettings,
     /// Topics of a Kafka cluster.
@@ -62,6 +65,33 @@ pub enum SourceKind {
     Kafka,
 }
 
+/// How the source names the columns of a tweet.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ColumnsSettings {
+    /// When it was tweeted.
+    pub date: String,
+    /// Who tweeted.
+    pub user: String,
+    /// The tweet.
+    pub text: String,
+    /// The given label.
+    pub sentiment: String,
+}
+
+impl Default for ColumnsSettings {
+    fn default() -> Self {
+        let [date, user, text, sentiment] =
+            ["date", "user", "text", "sentiment"].map(str::to_owned);
+        Self {
+            date,
+            user,
+            text,
+            sentiment,
+        }
+    }
+}
+
 /// A folder of files.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -74,10 +104,31 @@ pub struct FilesSettings {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaSettings {
-    /// The topics, by exact name.
+    /// The topics: exact names, and regular expressions, which begin with `^`.
     pub topics: Vec<String>,
+    /// How messages tell what changed.
+    pub format: KafkaFormat,
+    /// The columns that rows are told apart by; none for the message's key.
+    pub key: Vec<String>,
+    /// What stands for a large value that did not change.
+    pub unavailable_value: String,
     /// The client's properties, under librdkafka's names.
     pub properties: BTreeMap<String, String>,
+}
+
+/// How messages of Kafka tell what changed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KafkaFormat {
+    /// Debezium's envelope.
+    #[default]
+    Debezium,
+    /// Debezium's rows alone, as `ExtractNewRecordState` makes them.
+    Flattened,
+    /// The value is the row, no value deletes it.
+    Upsert,
+    /// Every message is another row.
+    Append,
 }
 
 /// What counts as a mention.
@@ -88,6 +139,8 @@ pub struct MentionsSettings {
     pub pattern: String,
     /// Whether mentions that differ only in case are counted together.
     pub fold_case: bool,
+    /// What a date counts that is a number; empty if none may be.
+    pub numeric_date: String,
 }
 
 /// What scores texts.
@@ -194,6 +247,9 @@ impl Default for KafkaSettings {
         let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         Self {
             topics: vec!["tweets.public.tweets".to_owned()],
+            format: KafkaFormat::default(),
+            key: Vec::new(),
+            unavailable_value: UNAVAILABLE.to_owned(),
             properties: properties.into_iter().map(owned).collect(),
         }
     }

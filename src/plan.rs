@@ -3,15 +3,18 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::delta::{Deletes, TableError, TablesFolder};
 use connectors::kafka::KafkaSettings;
+use dataflows::envelope::{Envelope, Format};
 use dataflows::pipelines::mentions;
+use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::pipelines::mentions::mention::MentionRule;
 
 use crate::checkpoint::store::TablesPlan;
-use crate::config::{self, Settings, SourceKind, line_of};
+use crate::config::{self, KafkaFormat, Settings, SourceKind, line_of};
 use crate::peers::Secret;
 use crate::peers::tls::Tls;
 
@@ -24,6 +27,8 @@ pub struct Plan {
     pub tick_ms: u64,
     /// Where rows come from.
     pub source: SourcePlan,
+    /// What the source's messages look like.
+    pub format: Format,
     /// What the pipeline's user may set.
     pub mentions: mentions::Settings,
     /// What scores texts, or `None` to score none.
@@ -205,6 +210,7 @@ impl Plan {
             pipeline: settings.pipeline.clone(),
             tick_ms: settings.tick_ms,
             source: check.source(settings, folder),
+            format: check.format(settings),
             mentions: check.mentions(settings),
             model: check.model(settings, folder),
             tables: check.tables(settings, folder),
@@ -235,9 +241,8 @@ impl Check<'_> {
             }
             SourceKind::Kafka => {
                 let kafka = &settings.source.kafka;
-                // Keys are told apart within a topic only.
-                let message = "name exactly one topic";
-                self.require(kafka.topics.len() == 1, "source.kafka.topics", message);
+                let message = "name at least one topic";
+                self.require(!kafka.topics.is_empty(), "source.kafka.topics", message);
                 let brokers = kafka.properties.contains_key("bootstrap.servers");
                 let message =
                     "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
@@ -260,6 +265,44 @@ impl Check<'_> {
         }
     }
 
+    fn format(&mut self, settings: &Settings) -> Format {
+        let columns = &settings.source.columns;
+        let columns = [
+            &columns.date,
+            &columns.user,
+            &columns.text,
+            &columns.sentiment,
+        ];
+        let named = columns.iter().all(|name| !name.is_empty());
+        self.require(named, "source.columns", "a column must have a name");
+        let kafka = &settings.source.kafka;
+        let plain = Format::new::<Arc<mentions::Bronze>>(Envelope::Upsert);
+        let format = Format {
+            columns: columns.map(String::clone).into(),
+            ..plain
+        };
+        let envelope = match (settings.source.kind, kafka.format) {
+            (SourceKind::Files, _) => {
+                return Format {
+                    json_keys: false,
+                    ..format
+                };
+            }
+            (SourceKind::Kafka, KafkaFormat::Debezium) => Envelope::Debezium,
+            (SourceKind::Kafka, KafkaFormat::Flattened) => Envelope::Flattened,
+            (SourceKind::Kafka, KafkaFormat::Upsert) => Envelope::Upsert,
+            (SourceKind::Kafka, KafkaFormat::Append) => Envelope::Append,
+        };
+        Format {
+            envelope,
+            key_columns: kafka.key.clone(),
+            several_topics: kafka.topics.len() > 1
+                || kafka.topics.iter().any(|t| t.starts_with('^')),
+            unavailable: kafka.unavailable_value.clone(),
+            ..format
+        }
+    }
+
     fn mentions(&mut self, settings: &Settings) -> mentions::Settings {
         let rule = match settings.mentions.pattern.as_str() {
             "" => MentionRule::twitter(),
@@ -268,7 +311,18 @@ impl Check<'_> {
                 MentionRule::twitter()
             }),
         };
+        let numeric_date = match settings.mentions.numeric_date.as_str() {
+            "" => None,
+            name => {
+                let unit = DateUnit::from_name(name);
+                let message = "must be \"seconds\", \"milliseconds\", \"microseconds\", \"nanoseconds\" \
+                               or \"days\", or empty";
+                self.require(unit.is_some(), "mentions.numeric_date", message);
+                unit
+            }
+        };
         mentions::Settings {
+            numeric_date,
             rule,
             fold_case: settings.mentions.fold_case,
         }

@@ -11,7 +11,7 @@ use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::Envelope;
+use dataflows::envelope::Format;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
@@ -427,11 +427,8 @@ impl Environment for WorkerEnvironment {
         self.process.restored_epoch()
     }
 
-    fn envelope(&self, _: &str) -> Envelope {
-        match self.process.plan.source {
-            SourcePlan::Files(_) => Envelope::Upsert,
-            SourcePlan::Kafka(_) => Envelope::Debezium,
-        }
+    fn format(&self, _: &str) -> Format {
+        self.process.plan.format.clone()
     }
 
     fn replays(&self, _: &str) -> bool {

@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("differential-dataflow", &["dataflows"]),
     ("rdkafka", &["benches", "connectors"]),
     ("deltalake", &["connectors"]),
-    ("tokio-postgres", &["connectors"]),
+    ("tokio-postgres", &["assay", "connectors"]),
     ("tract-onnx", &["models"]),
     ("tokenizers", &["models"]),
     ("datafusion", &["sql"]),

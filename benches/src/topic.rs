@@ -241,7 +241,8 @@ mod tests {
     use std::collections::HashMap;
     use std::sync::Arc;
 
-    use dataflows::envelope::{Decoded, Envelope, Message, decode};
+    use dataflows::envelope::{Decoder, Envelope, Format, Message, RowChange};
+    use dataflows::operators::upsert::State;
     use dataflows::pipelines::mentions::Bronze;
     use dataflows::record::Timestamp;
 
@@ -250,6 +251,7 @@ mod tests {
     #[test]
     fn events_decode_to_the_rows_of_their_history() {
         let mut rows = Rows::default();
+        let mut decoder = Decoder::new(Format::new::<Arc<Bronze>>(Envelope::Debezium));
         let mut decoded = HashMap::new();
         let mut bytes = 0;
         for (number, change) in history(2_000).enumerate() {
@@ -262,9 +264,12 @@ mod tests {
                 position: "t/0/0",
                 received: Timestamp(0),
             };
-            match decode::<Arc<Bronze>>(Envelope::Debezium, &message) {
-                Decoded::Change(key, Some(Ok(row))) => drop(decoded.insert(key, row)),
-                Decoded::Change(key, None) => assert!(decoded.remove(&key).is_some()),
+            let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
+            decoder.decode(&message, &mut told);
+            let change = told.pop().unwrap();
+            match change.state {
+                State::Row(Ok(row)) => drop(decoded.insert(change.key, row)),
+                State::Gone => assert!(decoded.remove(&change.key).is_some()),
                 other => panic!("{other:?} from {value}"),
             }
         }

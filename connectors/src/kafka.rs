@@ -1,12 +1,13 @@
 //! Partitions of Kafka topics as a source; positions are the caller's, never the group's.
 //!
-//! Partitions are assigned by number, not by a consumer group, so a worker's share depends on
-//! nothing but its index. The group is told what has become durable, for lag monitoring only.
+//! Partitions are assigned by name, not by a consumer group, so a worker's share depends on nothing
+//! but its index, and does not change when partitions are added. The group is told what has become
+//! durable, for lag monitoring only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
@@ -15,12 +16,16 @@ use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientContext, Offset as KafkaOffset};
+use regex::Regex;
 
 use crate::files::Share;
 use crate::message::{Message, Offset, Polled, Source, SourceError};
 
 /// How long the brokers may take to answer at start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether partitions or topics have been added.
+const BETWEEN_SEARCHES: Duration = Duration::from_secs(10);
 
 /// How many messages one turn delivers at most, so that epochs can close in between.
 const MESSAGES_A_TURN: usize = 1_000;
@@ -33,7 +38,7 @@ const STATISTICS_INTERVAL: &str = "1000";
 pub struct KafkaSettings {
     /// Properties of the client under librdkafka's names; `bootstrap.servers` must be among them.
     pub properties: BTreeMap<String, String>,
-    /// The topics, by exact name.
+    /// The topics: exact names, and regular expressions, which begin with `^`.
     pub topics: Vec<String>,
 }
 
@@ -65,9 +70,53 @@ impl KafkaSettings {
     }
 }
 
+/// Which topics are read.
+struct Topics {
+    names: BTreeSet<String>,
+    patterns: Vec<Regex>,
+}
+
+impl Topics {
+    fn new(topics: &[String]) -> Result<Self, SourceError> {
+        let (patterns, names): (Vec<_>, Vec<_>) = topics
+            .iter()
+            .cloned()
+            .partition(|topic| topic.starts_with('^'));
+        let pattern = |topic: &String| {
+            Regex::new(topic).map_err(|error| {
+                SourceError::Fatal(format!(
+                    "kafka topic \"{topic}\" is no regular expression: {error}"
+                ))
+            })
+        };
+        Ok(Self {
+            names: names.into_iter().collect(),
+            patterns: patterns.iter().map(pattern).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn contain(&self, topic: &str) -> bool {
+        // What begins so is the brokers' own.
+        let found = || self.patterns.iter().any(|pattern| pattern.is_match(topic));
+        self.names.contains(topic) || (!topic.starts_with("__") && found())
+    }
+}
+
+/// Whether a partition is this share's: those of a topic are dealt out one after another, beginning
+/// at a worker that follows from its name.
+fn is_ours(share: Share, topic: &str, number: i32) -> bool {
+    let first = xxhash_rust::xxh3::xxh3_64(topic.as_bytes());
+    let place = first.wrapping_add(u64::from(number.unsigned_abs()));
+    place % share.workers as u64 == share.worker as u64
+}
+
 /// One worker's share of the topics' partitions.
 pub struct KafkaSource {
     consumer: BaseConsumer<Watch>,
+    brokers: String,
+    topics: Topics,
+    share: Share,
+    next_search: Instant,
     group: bool,
     partitions: Vec<PartitionState>,
     /// Partitions by topic and number.
@@ -156,19 +205,21 @@ impl KafkaSource {
             .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
         let mut source = Self {
             consumer,
+            brokers: settings.brokers().to_owned(),
+            topics: Topics::new(&settings.topics)?,
+            share,
+            next_search: Instant::now() + BETWEEN_SEARCHES,
             group: settings.properties.contains_key("group.id"),
             partitions: Vec::new(),
             places: HashMap::new(),
             position: String::new(),
         };
+        let found = source.search()?;
+        source.ensure_all_exist(&found)?;
         let mut assignment = TopicPartitionList::new();
-        let mut index = 0;
-        for topic in &settings.topics {
-            for number in source.partition_numbers(topic, settings.brokers())? {
-                if index % share.workers == share.worker {
-                    source.assign(topic, number, offsets, &mut assignment)?;
-                }
-                index += 1;
+        for (topic, number) in found {
+            if is_ours(share, &topic, number) {
+                source.assign(&topic, number, offsets, &mut assignment)?;
             }
         }
         let assigned = source.consumer.assign(&assignment);
@@ -176,28 +227,54 @@ impl KafkaSource {
         Ok(source)
     }
 
-    fn partition_numbers(&self, topic: &str, brokers: &str) -> Result<Vec<i32>, SourceError> {
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(topic), START_TIMEOUT)
-            .map_err(|error| {
-                SourceError::Fatal(format!(
-                    "cannot reach the kafka brokers \"{brokers}\": {error}"
-                ))
-            })?;
-        let partitions = metadata.topics().iter().find(|found| found.name() == topic);
-        let mut numbers: Vec<_> = partitions
-            .iter()
-            .flat_map(|found| found.partitions())
-            .map(|found| found.id())
-            .collect();
-        numbers.sort_unstable();
-        if numbers.is_empty() {
-            return Err(SourceError::Fatal(format!(
-                "kafka topic \"{topic}\" does not exist on \"{brokers}\""
-            )));
+    /// The partitions of all topics that are to be read, by topic and number.
+    fn search(&self) -> Result<BTreeSet<(String, i32)>, SourceError> {
+        let metadata = self.consumer.fetch_metadata(None, START_TIMEOUT);
+        let metadata = metadata.map_err(|error| {
+            let brokers = &self.brokers;
+            SourceError::Fatal(format!(
+                "cannot reach the kafka brokers \"{brokers}\": {error}"
+            ))
+        })?;
+        let topics = metadata.topics().iter();
+        let topics = topics.filter(|topic| self.topics.contain(topic.name()));
+        let partitions = topics.flat_map(|topic| {
+            let numbers = topic.partitions().iter().map(|partition| partition.id());
+            numbers.map(|number| (topic.name().to_owned(), number))
+        });
+        Ok(partitions.collect())
+    }
+
+    fn ensure_all_exist(&self, found: &BTreeSet<(String, i32)>) -> Result<(), SourceError> {
+        let exists = |name: &str| found.iter().any(|(topic, _)| topic == name);
+        match self.topics.names.iter().find(|name| !exists(name)) {
+            None => Ok(()),
+            Some(absent) => Err(SourceError::Fatal(format!(
+                "kafka topic \"{absent}\" does not exist on \"{}\"",
+                self.brokers
+            ))),
         }
-        Ok(numbers)
+    }
+
+    /// Reads from now on what partitions have been added, each from its beginning.
+    fn adopt_new(&mut self) -> Result<(), SourceError> {
+        let mut added = TopicPartitionList::new();
+        let none = HashMap::new();
+        for (topic, number) in self.search()? {
+            let known = self
+                .places
+                .get(&topic)
+                .is_some_and(|known| known.contains_key(&number));
+            if !known && is_ours(self.share, &topic, number) {
+                self.assign(&topic, number, &none, &mut added)?;
+                tracing::info!(topic, partition = number, "reading a new partition");
+            }
+        }
+        if added.count() > 0 {
+            let assigned = self.consumer.incremental_assign(&added);
+            assigned.map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
+        }
+        Ok(())
     }
 
     fn assign(
@@ -264,6 +341,13 @@ impl Source for KafkaSource {
         wait: Duration,
         deliver: &mut dyn FnMut(&Message<'_>),
     ) -> Result<Polled, SourceError> {
+        if Instant::now() >= self.next_search {
+            self.next_search = Instant::now() + BETWEEN_SEARCHES;
+            if let Err(error) = self.adopt_new() {
+                // Brokers that are away are told of by what follows.
+                tracing::debug!(%error, "cannot look for new partitions");
+            }
+        }
         let mut wait = wait;
         let mut delivered = false;
         let mut failure = None;

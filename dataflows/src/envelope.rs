@@ -6,12 +6,17 @@
 //! the field instead of a byte position.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 
+use foldhash::{HashMap, HashMapExt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use serde_json::Value;
+
 use crate::change::Text;
-use crate::record::Timestamp;
+use crate::operators::upsert::{Patch, State, Upsert};
+use crate::record::{Timestamp, place};
 use crate::reject::{DECODE, Reject};
 
 /// A message as its source delivered it.
@@ -30,11 +35,51 @@ pub struct Message<'a> {
 /// How messages say what changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Envelope {
-    /// Debezium's JSON, with or without the schema part; the key is JSON too.
+    /// Debezium's envelope: what was done, and the row before and after.
     Debezium,
-    /// The value is the row itself, no value deletes it; the key is plain text.
+    /// Debezium's rows alone, as its `ExtractNewRecordState` makes them; `__deleted` or no value
+    /// deletes.
+    Flattened,
+    /// The value is the row itself, no value deletes it.
     Upsert,
+    /// The value is a row, and each message another one.
+    Append,
 }
+
+/// What a source's messages look like, and what of them is wanted.
+#[derive(Clone, Debug)]
+pub struct Format {
+    /// How they say what changed.
+    pub envelope: Envelope,
+    /// Whether a message's key is JSON, as Kafka's converters write it, or else plain text.
+    pub json_keys: bool,
+    /// The source's columns for the fields of the row, in the order of [`SourceRow::FIELDS`].
+    pub columns: Vec<String>,
+    /// The columns that rows are told apart by; none for the message's key.
+    pub key_columns: Vec<String>,
+    /// Whether there are several topics, whose keys must be told apart.
+    pub several_topics: bool,
+    /// What stands for a value that the source did not send because it had not changed.
+    pub unavailable: String,
+}
+
+impl Format {
+    /// Messages of one topic or folder whose columns are named as the row's fields.
+    pub fn new<R: SourceRow>(envelope: Envelope) -> Self {
+        let columns = R::FIELDS.iter().map(|name| (*name).to_owned());
+        Self {
+            envelope,
+            json_keys: true,
+            columns: columns.collect(),
+            key_columns: Vec::new(),
+            several_topics: false,
+            unavailable: UNAVAILABLE.to_owned(),
+        }
+    }
+}
+
+/// What Debezium sends, unless told otherwise, for a large value that did not change.
+pub const UNAVAILABLE: &str = "__debezium_unavailable_value";
 
 /// The value of one field, as the JSON had it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +93,8 @@ pub enum Field<'a> {
     Text(Cow<'a, str>),
     /// A whole number.
     Integer(i64),
+    /// True or false.
+    Boolean(bool),
     /// Anything else, by name: "an array".
     Other(&'static str),
 }
@@ -59,6 +106,7 @@ impl Field<'_> {
             Field::Null => "null",
             Field::Text(_) => "a string",
             Field::Integer(_) => "a whole number",
+            Field::Boolean(_) => "a boolean",
             Field::Other(name) => name,
         }
     }
@@ -104,61 +152,368 @@ pub fn required_text(name: &str, field: &Field<'_>) -> Result<Text, String> {
     })
 }
 
-/// What a message does to its source's rows.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Decoded<R> {
-    /// The row of this key is now this, or cannot be used, or is gone.
-    Change(Text, Option<Result<R, Reject>>),
-    /// The message says nothing about rows.
-    Nothing,
+/// What a message does to a row, or that it could not be used.
+pub type RowChange<R> = Upsert<Result<R, Reject>>;
+
+/// Decodes the messages of one source.
+///
+/// It remembers up to where each partition has told what its database did, so that a connector that
+/// went back and repeats itself is not heard twice.
+pub struct Decoder {
+    format: Format,
+    /// The names of all fields that are read: the row's, the key's, and those of a flattened row.
+    names: Vec<String>,
+    heard: HashMap<Box<str>, Heard>,
 }
 
-/// Decodes one message; what cannot be used becomes a reject in the place of its row.
-pub fn decode<R: SourceRow>(envelope: Envelope, message: &Message<'_>) -> Decoded<R> {
-    let key = match read_key(envelope, message) {
-        Ok(key) => key,
-        Err(reason) => return refuse(None, reason, message),
-    };
-    let Some(value) = message.value else {
-        // A tombstone without a key marks the end of a row that never had one.
-        return key.map_or(Decoded::Nothing, |key| Decoded::Change(key, None));
-    };
-    let state = match envelope {
-        Envelope::Debezium => {
-            read_json(value, EnvelopeSeed(R::FIELDS)).and_then(DebeziumEvent::state)
+impl Decoder {
+    /// A decoder for messages of this format.
+    pub fn new(format: Format) -> Self {
+        let mut names = [format.columns.clone(), format.key_columns.clone()].concat();
+        if format.envelope == Envelope::Flattened {
+            names.extend(MARKERS.map(str::to_owned));
         }
-        Envelope::Upsert => read_json(value, RowSeed(R::FIELDS)),
-    };
-    match (key, state) {
-        (key, Err(reason)) => refuse(key, reason, message),
-        (None, Ok(_)) => refuse(None, "the message has no key".to_owned(), message),
-        (Some(key), Ok(None)) => Decoded::Change(key, None),
-        (Some(key), Ok(Some(fields))) => match R::from_fields(key.clone(), &fields, message) {
-            Ok(row) => Decoded::Change(key, Some(Ok(row))),
-            Err(reason) => refuse(Some(key), reason, message),
-        },
+        let heard = HashMap::new();
+        Self {
+            format,
+            names,
+            heard,
+        }
+    }
+
+    /// Decodes one message; what cannot be used becomes a reject in the place of its row.
+    pub fn decode<R: SourceRow>(&mut self, message: &Message<'_>, changes: &mut Vec<RowChange<R>>) {
+        let told = match self.format.envelope {
+            Envelope::Debezium => self.debezium(message),
+            Envelope::Flattened => self.flattened(message),
+            Envelope::Upsert => self.row(message, self.message_key(message)),
+            Envelope::Append => self.row(message, Ok(Some(message.position.into()))),
+        };
+        match told {
+            Ok(told) => {
+                for told in told.into_iter().flatten() {
+                    let change = self.change(told, message);
+                    changes.push(change);
+                }
+            }
+            Err((key, reason)) => {
+                let key = key.map(|key| self.of_topic(key, message));
+                let reject = reject(key, reason, message);
+                let key = reject.source_key();
+                changes.push(Upsert::row(key, Err(reject)));
+            }
+        }
+    }
+
+    /// The change of a row, from what a message told.
+    fn change<R: SourceRow>(&self, told: Told<'_>, message: &Message<'_>) -> RowChange<R> {
+        let (key, at) = (self.of_topic(told.key, message), told.at);
+        let state = match told.fields {
+            RowFields::Gone => State::Gone,
+            // The intake makes a copy for every other worker.
+            RowFields::Truncated => State::Truncated(0),
+            RowFields::Now(fields) => self.state(&key, fields, message),
+        };
+        Upsert { key, at, state }
+    }
+
+    fn state<R: SourceRow>(
+        &self,
+        key: &Text,
+        mut fields: Vec<Field<'_>>,
+        message: &Message<'_>,
+    ) -> State<Result<R, Reject>> {
+        fields.truncate(self.format.columns.len());
+        let mut absent = 0;
+        let mut absent_name = None;
+        for (index, field) in fields.iter_mut().enumerate() {
+            if matches!(field, Field::Text(text) if *text == self.format.unavailable) {
+                absent |= 1 << index;
+                absent_name = Some(&self.format.columns[index]);
+                *field = Field::Text(Cow::Borrowed(""));
+            }
+        }
+        let refused = |reason| Err(reject(Some(key.clone()), reason, message));
+        let row = R::from_fields(key.clone(), &fields, message);
+        match (row, absent_name) {
+            (Err(reason), _) => State::Row(refused(reason)),
+            (Ok(row), None) => State::Row(Ok(row)),
+            (Ok(row), Some(name)) => State::Patch(Box::new(Patch {
+                row: Ok(row),
+                absent,
+                otherwise: refused(format!(
+                    "field \"{name}\": not sent, and no earlier row is known; set replica identity full"
+                )),
+            })),
+        }
+    }
+
+    /// A key among those of all topics.
+    fn of_topic(&self, key: Text, message: &Message<'_>) -> Text {
+        match self.format.several_topics {
+            true => format!("{}/{key}", topic(message)).into(),
+            false => key,
+        }
+    }
+
+    fn message_key(&self, message: &Message<'_>) -> Result<Option<Text>, String> {
+        read_key(self.format.json_keys, message)
+    }
+
+    fn debezium<'a>(&mut self, message: &Message<'a>) -> Result<[Option<Told<'a>>; 2], Refused> {
+        let by_columns = !self.format.key_columns.is_empty();
+        let own_key = self.message_key(message).map_err(|reason| (None, reason))?;
+        let Some(value) = message.value else {
+            // A tombstone follows the event that deleted the row; without a key, or with a key that
+            // is not ours, it says nothing.
+            let key = own_key.filter(|_| !by_columns);
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        let wanted = EnvelopeSeed {
+            names: &self.names,
+            before: by_columns,
+        };
+        let mut event = read_json(value, wanted).map_err(|reason| (own_key.clone(), reason))?;
+        let at = event.order.lsn;
+        let (before, after) = match event.rows() {
+            Err(reason) => return Err((own_key, reason)),
+            Ok(rows) => rows,
+        };
+        if self.repeated(&event.order, event.op.as_deref(), message) {
+            return Ok([None, None]);
+        }
+        match event.op.as_deref() {
+            Some("m") => return Ok([None, None]),
+            Some("t") => return Ok([Some(Told::truncated(at)), None]),
+            _ => {}
+        }
+        let key_in = |fields: Option<&Vec<Field<'a>>>| match (fields, by_columns) {
+            (Some(fields), true) => self.key_of(fields).map(Some),
+            (None, true) => Ok(None),
+            (_, false) => Ok(own_key.clone()),
+        };
+        let key = key_in(after.as_ref().or(before.as_ref()));
+        let key = key.map_err(|reason| (own_key.clone(), reason))?;
+        let key = key.ok_or_else(|| (None, NO_KEY.to_owned()))?;
+        let Some(fields) = after else {
+            return Ok([Some(Told::gone(key, at)), None]);
+        };
+        // A key that is not the table's own may change by an update; the old row then is gone.
+        let old_key = before.filter(|_| by_columns);
+        let old_key = old_key.and_then(|before| self.key_of(&before).ok());
+        let left = old_key
+            .filter(|old| *old != key)
+            .map(|old| Told::gone(old, at));
+        let fields = RowFields::Now(fields);
+        Ok([left, Some(Told { key, at, fields })])
+    }
+
+    fn flattened<'a>(&self, message: &Message<'a>) -> Result<[Option<Told<'a>>; 2], Refused> {
+        let own_key = self.message_key(message).map_err(|reason| (None, reason))?;
+        let Some(value) = message.value else {
+            let key = own_key.filter(|_| self.format.key_columns.is_empty());
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        let refused = |reason| (own_key.clone(), reason);
+        let fields = read_json(value, RowSeed(&self.names)).map_err(refused)?;
+        let fields = fields.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
+        let marker = |place: usize| fields.get(self.names.len() - MARKERS.len() + place);
+        let at = match marker(LSN) {
+            Some(Field::Integer(lsn)) => *lsn,
+            _ => 0,
+        };
+        let is = |place, wanted: &str| matches!(marker(place), Some(Field::Text(text)) if text == wanted);
+        if is(OP, "t") {
+            return Ok([Some(Told::truncated(at)), None]);
+        }
+        let key = match self.format.key_columns.is_empty() {
+            true => own_key.clone(),
+            false => Some(self.key_of(&fields).map_err(refused)?),
+        };
+        let key = key.ok_or_else(|| (None, NO_KEY.to_owned()))?;
+        let gone = is(OP, "d")
+            || is(DELETED, "true")
+            || matches!(marker(DELETED), Some(Field::Boolean(true)));
+        let told = match gone {
+            true => Told::gone(key, at),
+            false => Told {
+                key,
+                at,
+                fields: RowFields::Now(fields),
+            },
+        };
+        Ok([Some(told), None])
+    }
+
+    fn row<'a>(
+        &self,
+        message: &Message<'a>,
+        key: Result<Option<Text>, String>,
+    ) -> Result<[Option<Told<'a>>; 2], Refused> {
+        let key = key.map_err(|reason| (None, reason))?;
+        let Some(value) = message.value else {
+            let deletes = self.format.envelope == Envelope::Upsert;
+            let key = key.filter(|_| deletes);
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        let refused = |reason| (key.clone(), reason);
+        let fields = read_json(value, RowSeed(&self.names)).map_err(refused)?;
+        let Some(fields) = fields else {
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        let key = match self.format.key_columns.is_empty() {
+            true => key.clone().ok_or_else(|| (None, NO_KEY.to_owned()))?,
+            false => self.key_of(&fields).map_err(refused)?,
+        };
+        Ok([
+            Some(Told {
+                key,
+                at: 0,
+                fields: RowFields::Now(fields),
+            }),
+            None,
+        ])
+    }
+
+    /// The key that a row's key columns make: the value of one, an object of several.
+    fn key_of(&self, fields: &[Field<'_>]) -> Result<Text, String> {
+        let names = self.format.key_columns.iter();
+        let columns = names.zip(&fields[self.format.columns.len()..]);
+        let mut values = Vec::new();
+        for (name, field) in columns {
+            let value = match field {
+                Field::Text(text) => Value::from(text.as_ref()),
+                Field::Integer(number) => Value::from(*number),
+                Field::Boolean(value) => Value::from(*value),
+                other => {
+                    let found = other.describe();
+                    return Err(format!(
+                        "key column \"{name}\": expected a value, found {found}"
+                    ));
+                }
+            };
+            values.push((name.clone(), value));
+        }
+        Ok(key_text(values).into())
+    }
+
+    /// Whether an event tells again what its partition has told, because its connector went back;
+    /// otherwise takes note of it.
+    ///
+    /// PostgreSQL's events come in the order of commits and, within one, of the log. An event at or
+    /// before the last one in that order is a repetition, unless it was made later: then the
+    /// database itself went back, to a backup.
+    fn repeated(&mut self, order: &EventOrder, op: Option<&str>, message: &Message<'_>) -> bool {
+        let streamed = matches!(op, Some("c" | "u" | "d" | "t"));
+        if !streamed || order.lsn == 0 || order.commit.is_none() {
+            return false;
+        }
+        let partition = partition(message);
+        if !self.heard.contains_key(partition) {
+            self.heard.insert(partition.into(), Heard::default());
+        }
+        let Some(heard) = self.heard.get_mut(partition) else {
+            return false;
+        };
+        // One change of a key is two events at the same place.
+        let event = place(&(op, message.key));
+        let now = (order.commit, order.lsn);
+        match now.cmp(&heard.last) {
+            _ if order.committed_ms > heard.committed_ms => {}
+            Ordering::Less => return true,
+            Ordering::Equal if heard.events.contains(&event) => return true,
+            Ordering::Equal | Ordering::Greater => {}
+        }
+        if now != heard.last {
+            heard.events.clear();
+        }
+        heard.last = now;
+        heard.committed_ms = order.committed_ms;
+        heard.events.push(event);
+        false
     }
 }
 
-fn refuse<R>(key: Option<Text>, reason: String, message: &Message<'_>) -> Decoded<R> {
-    let reject = Reject {
+/// A message that cannot be used: the key of its row, if it has one, and why.
+type Refused = (Option<Text>, String);
+
+const NO_KEY: &str =
+    "the message has no key; name the columns that tell rows apart in source.kafka.key";
+
+/// What a flattened row tells of its event, and the places of these fields after the others.
+const MARKERS: [&str; 3] = ["__op", "__deleted", "__lsn"];
+const OP: usize = 0;
+const DELETED: usize = 1;
+const LSN: usize = 2;
+
+/// What a message told of one row.
+struct Told<'a> {
+    key: Text,
+    /// The place in the database's log, 0 if not known.
+    at: i64,
+    fields: RowFields<'a>,
+}
+
+enum RowFields<'a> {
+    Now(Vec<Field<'a>>),
+    Gone,
+    Truncated,
+}
+
+impl Told<'_> {
+    fn gone(key: Text, at: i64) -> Self {
+        let fields = RowFields::Gone;
+        Self { key, at, fields }
+    }
+
+    fn truncated(at: i64) -> Self {
+        let (key, fields) = ("".into(), RowFields::Truncated);
+        Self { key, at, fields }
+    }
+}
+
+/// The last event that a partition told.
+#[derive(Default)]
+struct Heard {
+    /// The commit before its own, and its place in the log.
+    last: (Option<i64>, i64),
+    committed_ms: i64,
+    /// The events at that very place.
+    events: Vec<u64>,
+}
+
+/// `topic/partition`, of a position `topic/partition/offset`.
+fn partition<'a>(message: &Message<'a>) -> &'a str {
+    message
+        .position
+        .rsplit_once('/')
+        .map_or("", |(partition, _)| partition)
+}
+
+fn topic<'a>(message: &Message<'a>) -> &'a str {
+    partition(message)
+        .rsplit_once('/')
+        .map_or("", |(topic, _)| topic)
+}
+
+fn reject(key: Option<Text>, reason: String, message: &Message<'_>) -> Reject {
+    Reject {
         position: message.position.into(),
         key,
         stage: DECODE.into(),
         reason: reason.into(),
         raw: message.value.or(message.key).unwrap_or_default().into(),
         first_seen: message.received,
-    };
-    Decoded::Change(reject.source_key(), Some(Err(reject)))
+    }
 }
 
 /// The key that rows are told apart by; a JSON object of one column is that column's value.
-fn read_key(envelope: Envelope, message: &Message<'_>) -> Result<Option<Text>, String> {
+fn read_key(json: bool, message: &Message<'_>) -> Result<Option<Text>, String> {
     let Some(bytes) = message.key else {
         return Ok(None);
     };
     let text = std::str::from_utf8(bytes).map_err(|_| "the key is not UTF-8".to_owned())?;
-    if envelope == Envelope::Upsert {
+    if !json {
         return Ok(Some(text.into()));
     }
     let mut json = serde_json::Deserializer::from_str(text);
@@ -192,26 +547,47 @@ fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
 #[derive(Default)]
 struct DebeziumEvent<'a> {
     op: Option<Cow<'a, str>>,
+    before: Option<Vec<Field<'a>>>,
     after: Option<Vec<Field<'a>>>,
+    order: EventOrder,
 }
 
+/// Where an event stands in its database's log.
+#[derive(Default)]
+struct EventOrder {
+    /// The last commit before the event's own transaction; events come in this order first.
+    commit: Option<i64>,
+    /// The event's place; events of a transaction come in this order. 0 if not known.
+    lsn: i64,
+    /// When its transaction was committed, in milliseconds since 1970.
+    committed_ms: i64,
+}
+
+/// The fields of a row as it was, and as it is.
+type BeforeAndAfter<'a> = (Option<Vec<Field<'a>>>, Option<Vec<Field<'a>>>);
+
 impl<'a> DebeziumEvent<'a> {
-    /// The fields of the row's new state; `before` is never consulted, since under the default
-    /// replica identity it is null or holds zero values.
-    fn state(self) -> Result<Option<Vec<Field<'a>>>, String> {
-        match (self.op.as_deref(), self.after) {
-            (Some("c" | "r" | "u"), Some(after)) => Ok(Some(after)),
+    /// The fields of the row as it was and as it is. What it was is of use for nothing but its key:
+    /// under the default replica identity the rest is null or holds zero values.
+    fn rows(&mut self) -> Result<BeforeAndAfter<'a>, String> {
+        match (self.op.as_deref(), self.after.take()) {
+            (Some("c" | "r" | "u"), Some(after)) => Ok((self.before.take(), Some(after))),
             (Some("c" | "r" | "u"), None) => Err("field \"after\": expected an object".to_owned()),
-            (Some("d"), _) => Ok(None),
+            (Some("d" | "t" | "m"), _) => Ok((self.before.take(), None)),
             (Some(op), _) => Err(format!("field \"op\": unknown operation \"{op}\"")),
             (None, _) => Err("field \"op\": missing; is this a Debezium event?".to_owned()),
         }
     }
 }
 
-struct EnvelopeSeed(&'static [&'static str]);
+#[derive(Clone, Copy)]
+struct EnvelopeSeed<'n> {
+    names: &'n [String],
+    /// Whether the row as it was is wanted.
+    before: bool,
+}
 
-impl<'de> DeserializeSeed<'de> for EnvelopeSeed {
+impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_> {
     type Value = DebeziumEvent<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -219,7 +595,7 @@ impl<'de> DeserializeSeed<'de> for EnvelopeSeed {
     }
 }
 
-impl<'de> Visitor<'de> for EnvelopeSeed {
+impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
     type Value = DebeziumEvent<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -230,8 +606,12 @@ impl<'de> Visitor<'de> for EnvelopeSeed {
         let mut event = DebeziumEvent::default();
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
-                "payload" => event = map.next_value_seed(EnvelopeSeed(self.0))?,
-                "after" => event.after = map.next_value_seed(RowSeed(self.0))?,
+                "payload" => event = map.next_value_seed(self)?,
+                "after" => event.after = map.next_value_seed(RowSeed(self.names))?,
+                "before" if self.before => {
+                    event.before = map.next_value_seed(RowSeed(self.names))?;
+                }
+                "source" => event.order = map.next_value_seed(OrderSeed)?,
                 "op" => {
                     event.op = match map.next_value_seed(FieldSeed)? {
                         Field::Text(op) => Some(op),
@@ -243,6 +623,55 @@ impl<'de> Visitor<'de> for EnvelopeSeed {
         }
         Ok(event)
     }
+}
+
+/// Reads an event's place in the log from what it tells of its source.
+struct OrderSeed;
+
+impl<'de> DeserializeSeed<'de> for OrderSeed {
+    type Value = EventOrder;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OrderSeed {
+    type Value = EventOrder;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("what is told of an event's source")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(EventOrder::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut order = EventOrder::default();
+        while let Some(name) = map.next_key_seed(NameSeed)? {
+            let wanted = matches!(name.as_ref(), "lsn" | "sequence" | "ts_ms");
+            if !wanted {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            match (name.as_ref(), map.next_value_seed(FieldSeed)?) {
+                ("lsn", Field::Integer(lsn)) => order.lsn = lsn,
+                ("ts_ms", Field::Integer(at)) => order.committed_ms = at,
+                ("sequence", Field::Text(sequence)) => order.commit = commit_of(&sequence),
+                _ => {}
+            }
+        }
+        Ok(order)
+    }
+}
+
+/// The first of PostgreSQL's two numbers, as `["24023119","24023128"]`; 0 where it is null.
+fn commit_of(sequence: &str) -> Option<i64> {
+    let parsed: [Option<String>; 2] = serde_json::from_str(sequence).ok()?;
+    parsed[0]
+        .as_ref()
+        .map_or(Some(0), |commit| commit.parse().ok())
 }
 
 /// Reads a map's name without copying it, unless it holds escapes.
@@ -272,10 +701,12 @@ impl<'de> Visitor<'de> for NameSeed {
     }
 }
 
-/// Reads an object's wanted fields, in the order of their names; null yields none.
-struct RowSeed(&'static [&'static str]);
+/// Reads an object's wanted fields, in the order of their names; null yields none. What follows a
+/// schema is the object itself, as converters write it that tell schemas.
+#[derive(Clone, Copy)]
+struct RowSeed<'n>(&'n [String]);
 
-impl<'de> DeserializeSeed<'de> for RowSeed {
+impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
     type Value = Option<Vec<Field<'de>>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -283,7 +714,7 @@ impl<'de> DeserializeSeed<'de> for RowSeed {
     }
 }
 
-impl<'de> Visitor<'de> for RowSeed {
+impl<'de> Visitor<'de> for RowSeed<'_> {
     type Value = Option<Vec<Field<'de>>>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -296,7 +727,13 @@ impl<'de> Visitor<'de> for RowSeed {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = vec![Field::Missing; self.0.len()];
+        let mut after_schema = false;
+        let mut first = true;
         while let Some(name) = map.next_key_seed(NameSeed)? {
+            if after_schema && name == "payload" {
+                return finish(map.next_value_seed(self)?, map);
+            }
+            after_schema = std::mem::take(&mut first) && name == "schema";
             match self.0.iter().position(|wanted| *wanted == name) {
                 Some(index) => fields[index] = map.next_value_seed(FieldSeed)?,
                 None => drop(map.next_value::<IgnoredAny>()?),
@@ -348,8 +785,8 @@ impl<'de> Visitor<'de> for FieldSeed {
         Ok(Field::Other("a fraction"))
     }
 
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Field::Other("a boolean"))
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Field::Boolean(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -402,27 +839,25 @@ impl<'de> Visitor<'de> for KeySeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut columns: Vec<(Cow<'de, str>, serde_json::Value)> = Vec::new();
+        let mut columns: Vec<(String, Value)> = Vec::new();
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
                 "schema" => drop(map.next_value::<IgnoredAny>()?),
                 "payload" => return finish(map.next_value_seed(KeySeed)?, map),
-                _ => columns.push((name, map.next_value()?)),
+                _ => columns.push((name.into_owned(), map.next_value()?)),
             }
         }
-        match columns.as_slice() {
-            [] => Ok(None),
-            [(_, serde_json::Value::String(text))] => Ok(Some(text.clone())),
-            [(_, value)] => Ok(Some(value.to_string())),
-            // The order of columns is the connector's, and the same for every event of a table.
-            _ => {
-                let object: serde_json::Map<_, _> = columns
-                    .into_iter()
-                    .map(|(name, value)| (name.into_owned(), value))
-                    .collect();
-                Ok(Some(serde_json::Value::Object(object).to_string()))
-            }
-        }
+        Ok((!columns.is_empty()).then(|| key_text(columns)))
+    }
+}
+
+/// Columns of a key as one text: the value of one, an object of several. The order of columns is the
+/// connector's, and the same for every event of a table.
+fn key_text(mut columns: Vec<(String, Value)>) -> String {
+    match columns.as_mut_slice() {
+        [(_, Value::String(text))] => std::mem::take(text),
+        [(_, value)] => value.to_string(),
+        _ => Value::Object(columns.into_iter().collect()).to_string(),
     }
 }
 
@@ -436,7 +871,7 @@ fn finish<'de, T, A: MapAccess<'de>>(value: T, mut map: A) -> Result<T, A::Error
 mod tests {
     use super::*;
 
-    #[derive(Debug, PartialEq)]
+    #[derive(Clone, Debug, PartialEq)]
     struct Note {
         key: Text,
         text: Text,
@@ -453,31 +888,52 @@ mod tests {
         }
     }
 
-    fn decode_note(envelope: Envelope, key: Option<&str>, value: Option<&[u8]>) -> Decoded<Note> {
+    type Told = Vec<RowChange<Note>>;
+
+    fn format(envelope: Envelope) -> Format {
+        Format::new::<Note>(envelope)
+    }
+
+    fn decode_with(decoder: &mut Decoder, key: Option<&str>, value: Option<&[u8]>) -> Told {
         let message = Message {
             key: key.map(str::as_bytes),
             value,
             position: "notes/0/7",
             received: Timestamp(5),
         };
-        decode(envelope, &message)
+        let mut told = Vec::new();
+        decoder.decode(&message, &mut told);
+        told
     }
 
-    fn debezium(key: &str, value: &str) -> Decoded<Note> {
+    fn decode_note(envelope: Envelope, key: Option<&str>, value: Option<&[u8]>) -> Told {
+        decode_with(&mut Decoder::new(format(envelope)), key, value)
+    }
+
+    fn debezium(key: &str, value: &str) -> Told {
         decode_note(Envelope::Debezium, Some(key), Some(value.as_bytes()))
     }
 
-    fn note(key: &str, text: &str) -> Decoded<Note> {
+    fn note(key: &str, text: &str) -> Told {
         let row = Note {
             key: key.into(),
             text: text.into(),
         };
-        Decoded::Change(key.into(), Some(Ok(row)))
+        vec![Upsert::row(key.into(), Ok(row))]
     }
 
-    fn reason(decoded: Decoded<Note>) -> String {
-        match decoded {
-            Decoded::Change(_, Some(Err(reject))) => reject.reason.to_string(),
+    fn gone(key: &str) -> Told {
+        vec![Upsert::gone(key.into())]
+    }
+
+    fn reason(told: Told) -> String {
+        match told.as_slice() {
+            [
+                Upsert {
+                    state: State::Row(Err(reject)),
+                    ..
+                },
+            ] => reject.reason.to_string(),
             other => panic!("expected a reject, found {other:?}"),
         }
     }
@@ -495,7 +951,7 @@ mod tests {
 
     #[test]
     fn deletes_and_tombstones_remove_the_row_of_their_key() {
-        let gone = Decoded::Change("1".into(), None);
+        let gone = gone("1");
         assert_eq!(
             debezium(
                 r#"{"id":1}"#,
@@ -507,27 +963,18 @@ mod tests {
             decode_note(Envelope::Debezium, Some(r#"{"id":1}"#), None),
             gone
         );
-        assert_eq!(
-            decode_note(Envelope::Debezium, None, None),
-            Decoded::Nothing
-        );
+        assert_eq!(decode_note(Envelope::Debezium, None, None), []);
     }
 
     #[test]
     fn keys_of_one_column_are_its_value_and_of_several_an_object() {
-        let text = |key| match debezium(key, r#"{"op":"d"}"#) {
-            Decoded::Change(key, _) => key.to_string(),
-            Decoded::Nothing => "nothing".to_owned(),
-        };
+        let text = |key| debezium(key, r#"{"op":"d"}"#).remove(0).key.to_string();
         assert_eq!(text(r#"{"id":"a b"}"#), "a b");
         assert_eq!(text("17"), "17");
         assert_eq!(text("plain"), "plain");
         assert_eq!(text("2009-04-06"), "2009-04-06");
         assert_eq!(text(r#"{"a":1,"b":"x"}"#), r#"{"a":1,"b":"x"}"#);
-        assert_eq!(
-            decode_note(Envelope::Upsert, Some("17"), None),
-            Decoded::Change("17".into(), None)
-        );
+        assert_eq!(decode_note(Envelope::Upsert, Some("17"), None), gone("17"));
     }
 
     #[test]
@@ -563,7 +1010,7 @@ mod tests {
             None,
             Some(b"{\"op\":\"c\",\"after\":{}}"),
         );
-        assert_eq!(reason(keyless), "the message has no key");
+        assert!(reason(keyless).starts_with("the message has no key"));
     }
 
     #[test]
@@ -574,13 +1021,176 @@ mod tests {
             position: "t/0/1",
             received: Timestamp(0),
         };
-        let Decoded::Change(key, Some(Err(reject))) = decode::<Note>(Envelope::Debezium, &message)
+        let mut told: Told = Vec::new();
+        Decoder::new(format(Envelope::Debezium)).decode(&message, &mut told);
+        let [
+            Upsert {
+                key,
+                state: State::Row(Err(reject)),
+                ..
+            },
+        ] = told.as_slice()
         else {
             panic!("expected a reject");
         };
         assert_eq!(
-            (&*key, &*reject.reason, &*reject.raw),
+            (&**key, &*reject.reason, &*reject.raw),
             ("t/0/1", "the key is not UTF-8", &b"\xff"[..])
         );
+    }
+
+    #[test]
+    fn other_formats_tell_the_same_rows() {
+        let told =
+            |envelope, key, value: &str| decode_note(envelope, Some(key), Some(value.as_bytes()));
+        let flattened = |value| told(Envelope::Flattened, r#"{"id":1}"#, value);
+        assert_eq!(
+            flattened(r#"{"id":1,"text":"a","__deleted":"false","__op":"c"}"#),
+            note("1", "a")
+        );
+        assert_eq!(
+            flattened(r#"{"schema":{},"payload":{"text":"a"}}"#),
+            note("1", "a")
+        );
+        assert_eq!(
+            flattened(r#"{"id":1,"text":"","__deleted":"true"}"#),
+            gone("1")
+        );
+        assert_eq!(
+            flattened(r#"{"id":1,"text":"","__deleted":true}"#),
+            gone("1")
+        );
+        assert_eq!(
+            decode_note(Envelope::Flattened, Some(r#"{"id":1}"#), None),
+            gone("1")
+        );
+        assert_eq!(
+            told(Envelope::Upsert, "k", r#"{"text":"a"}"#),
+            note("k", "a")
+        );
+        assert_eq!(told(Envelope::Upsert, "k", "null"), gone("k"));
+        assert_eq!(
+            told(Envelope::Append, "k", r#"{"text":"a"}"#),
+            note("notes/0/7", "a")
+        );
+        assert_eq!(decode_note(Envelope::Append, Some("k"), None), []);
+    }
+
+    #[test]
+    fn columns_may_be_named_otherwise_and_make_the_key() {
+        let by_columns = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned());
+            Decoder::new(Format {
+                columns: vec!["body".to_owned()],
+                key_columns: names.collect(),
+                ..format(Envelope::Debezium)
+            })
+        };
+        let event = |op: &str, before: &str, after: &str| {
+            format!(r#"{{"op":"{op}","before":{before},"after":{after}}}"#)
+        };
+        let told =
+            |decoder: &mut Decoder, event: &str| decode_with(decoder, None, Some(event.as_bytes()));
+        let mut one = by_columns(&["id"]);
+        let insert = event("c", "null", r#"{"id":7,"body":"a"}"#);
+        assert_eq!(told(&mut one, &insert), note("7", "a"));
+        let delete = event("d", r#"{"id":7,"body":""}"#, "null");
+        assert_eq!(told(&mut one, &delete), gone("7"));
+        // A tombstone comes after, with a key that is not ours.
+        assert_eq!(decode_with(&mut one, Some("1"), None), []);
+        let moved = event("u", r#"{"id":7,"body":"a"}"#, r#"{"id":8,"body":"a"}"#);
+        assert_eq!(told(&mut one, &moved), [gone("7"), note("8", "a")].concat());
+        let mut two = by_columns(&["id", "place"]);
+        let insert = event("c", "null", r#"{"place":"x","id":7,"body":"a"}"#);
+        assert_eq!(
+            told(&mut two, &insert),
+            note(r#"{"id":7,"place":"x"}"#, "a")
+        );
+        let lacking = event("c", "null", r#"{"id":7,"body":"a"}"#);
+        assert_eq!(
+            reason(told(&mut two, &lacking)),
+            "key column \"place\": expected a value, found nothing"
+        );
+    }
+
+    #[test]
+    fn keys_of_several_topics_are_told_apart() {
+        let several = Format {
+            several_topics: true,
+            ..format(Envelope::Debezium)
+        };
+        let mut decoder = Decoder::new(several);
+        let told = decode_with(&mut decoder, Some(r#"{"id":1}"#), None);
+        assert_eq!(told, gone("notes/1"));
+        let told = decode_with(
+            &mut decoder,
+            None,
+            Some(br#"{"op":"t","source":{"lsn":9}}"#),
+        );
+        let truncated = Upsert {
+            key: "notes/".into(),
+            at: 9,
+            state: State::Truncated(0),
+        };
+        assert_eq!(told, [truncated]);
+    }
+
+    #[test]
+    fn what_says_nothing_of_rows_is_passed_over() {
+        let message = r#"{"op":"m","message":{"prefix":"x","content":""},"source":{"lsn":9}}"#;
+        assert_eq!(debezium("1", message), []);
+    }
+
+    #[test]
+    fn a_value_that_was_not_sent_is_to_be_completed() {
+        let told = debezium(
+            "1",
+            r#"{"op":"u","after":{"text":"__debezium_unavailable_value"}}"#,
+        );
+        let [
+            Upsert {
+                state: State::Patch(patch),
+                ..
+            },
+        ] = told.as_slice()
+        else {
+            panic!("expected a patch, found {told:?}");
+        };
+        assert_eq!(patch.absent, 1);
+        let reason = &patch.otherwise.as_ref().unwrap_err().reason;
+        assert!(reason.contains("replica identity full"), "{reason}");
+    }
+
+    #[test]
+    fn a_connector_that_repeats_itself_is_not_heard_twice() {
+        let mut decoder = Decoder::new(format(Envelope::Debezium));
+        let mut heard = |key: &str, op: &str, commit: &str, lsn: i64, at: i64| {
+            let sequence = Value::from(format!("[{commit},\"{lsn}\"]"));
+            let event = format!(
+                r#"{{"op":"{op}","after":{{"text":"a"}},"source":{{"lsn":{lsn},"ts_ms":{at},"sequence":{sequence}}}}}"#
+            );
+            !decode_with(&mut decoder, Some(key), Some(event.as_bytes())).is_empty()
+        };
+        assert!(heard("1", "c", "null", 10, 5));
+        // Of two transactions the one that was committed later may have begun earlier in the log.
+        assert!(heard("2", "c", "\"20\"", 30, 6));
+        assert!(heard("3", "c", "\"40\"", 15, 7));
+        // A change of a key is two events at one place.
+        assert!(heard("3", "d", "\"40\"", 16, 7));
+        assert!(heard("4", "c", "\"40\"", 16, 7));
+        for (key, op, commit, lsn, at) in [
+            ("2", "c", "\"20\"", 30, 6),
+            ("3", "c", "\"40\"", 15, 7),
+            ("3", "d", "\"40\"", 16, 7),
+            ("4", "c", "\"40\"", 16, 7),
+        ] {
+            assert!(!heard(key, op, commit, lsn, at), "{key} {op}");
+        }
+        assert!(heard("5", "c", "\"40\"", 17, 7));
+        // A snapshot tells what is, whenever it was changed.
+        assert!(heard("1", "r", "null", 9, 8));
+        // A database that was put back to a backup goes on from an earlier place, at a later time.
+        assert!(heard("6", "c", "\"11\"", 12, 9));
+        assert!(heard("7", "c", "\"11\"", 13, 9));
     }
 }

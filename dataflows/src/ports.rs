@@ -30,10 +30,10 @@ use timely::dataflow::{InputHandleVec, Scope, StreamVec};
 use timely::progress::frontier::AntichainRef;
 
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Decoded, Envelope, Message, SourceRow, decode};
+use crate::envelope::{Decoder, Format, Message, RowChange, SourceRow};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::{StoredRow, persist};
-use crate::operators::upsert::Upsert;
+use crate::operators::upsert::{State, Upsert};
 use crate::record::{Record, place};
 use crate::reject::Reject;
 
@@ -261,8 +261,8 @@ pub trait Environment {
     /// The epoch of the restored checkpoint; 0 if there was none.
     fn restored_epoch(&self) -> Epoch;
 
-    /// How this source's messages say what changed.
-    fn envelope(&self, source: &str) -> Envelope;
+    /// What this source's messages look like.
+    fn format(&self, source: &str) -> Format;
 
     /// Whether this source tells its whole present state at start.
     fn replays(&self, source: &str) -> bool;
@@ -319,13 +319,14 @@ impl<'s, 'e> Ports<'s, 'e> {
     pub fn source<R: SourceRow + ExchangeData>(
         &mut self,
         name: &'static str,
-        restored: Vec<Upsert<Result<R, Reject>>>,
+        restored: Vec<RowChange<R>>,
         stored_keys: HashSet<Text>,
-    ) -> StreamVec<'s, Epoch, Upsert<Result<R, Reject>>> {
+    ) -> StreamVec<'s, Epoch, RowChange<R>> {
         let (sender, receiver) = mpsc::sync_channel(EPOCHS_IN_FLIGHT);
-        let envelope = self.environment.envelope(name);
+        let decoder = Decoder::new(self.environment.format(name));
         let intake = DecodingIntake {
-            envelope,
+            decoder,
+            workers: self.scope.peers() as u64,
             open: Vec::new(),
             unseen: stored_keys,
             epochs: sender,
@@ -517,13 +518,14 @@ pub trait Intake: Send {
 
 struct EpochBatch<R> {
     epoch: Epoch,
-    rows: Vec<Upsert<Result<R, Reject>>>,
+    rows: Vec<RowChange<R>>,
     positions: Vec<Position>,
 }
 
 struct DecodingIntake<R> {
-    envelope: Envelope,
-    open: Vec<Upsert<Result<R, Reject>>>,
+    decoder: Decoder,
+    workers: u64,
+    open: Vec<RowChange<R>>,
     /// Keys of the last checkpoint that the source has not told of yet.
     unseen: HashSet<Text>,
     epochs: SyncSender<EpochBatch<R>>,
@@ -531,11 +533,22 @@ struct DecodingIntake<R> {
 
 impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
     fn push(&mut self, message: &Message<'_>) {
-        if let Decoded::Change(key, state) = decode(self.envelope, message) {
+        let known = self.open.len();
+        self.decoder.decode(message, &mut self.open);
+        for place in known..self.open.len() {
+            let told = &self.open[place];
             if !self.unseen.is_empty() {
-                self.unseen.remove(&key);
+                self.unseen.remove(&told.key);
             }
-            self.open.push((key, state));
+            if let State::Truncated(_) = told.state {
+                let (key, at) = (Text::clone(&told.key), told.at);
+                let copy = |worker| Upsert {
+                    key: Text::clone(&key),
+                    at,
+                    state: State::Truncated(worker),
+                };
+                self.open.extend((1..self.workers).map(copy));
+            }
         }
     }
 
@@ -543,7 +556,7 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
         let gone = std::mem::take(&mut self.unseen)
             .into_iter()
             .filter(|key| holds(key));
-        self.open.extend(gone.map(|key| (key, None)));
+        self.open.extend(gone.map(Upsert::gone));
     }
 
     fn open_records(&self) -> usize {
@@ -586,10 +599,10 @@ pub trait Feed {
 }
 
 struct ChannelFeed<R: SourceRow + ExchangeData> {
-    rows: Option<InputHandleVec<Epoch, Upsert<Result<R, Reject>>>>,
+    rows: Option<InputHandleVec<Epoch, RowChange<R>>>,
     positions: Option<InputHandleVec<Epoch, Position>>,
     epochs: Receiver<EpochBatch<R>>,
-    restored: Vec<Upsert<Result<R, Reject>>>,
+    restored: Vec<RowChange<R>>,
 }
 
 impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {

@@ -30,6 +30,10 @@ impl Revision for Reject {
     fn same_as(&self, newer: &Self) -> bool {
         self.stage == newer.stage && self.reason == newer.reason && self.raw == newer.raw
     }
+
+    fn completed(&self, _: &Self, _: u64) -> Option<Self> {
+        None
+    }
 }
 
 impl Reject {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::Envelope;
+use dataflows::envelope::Format;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
@@ -153,8 +153,8 @@ impl Environment for Rehearsal {
         self.inner.restored_epoch()
     }
 
-    fn envelope(&self, source: &str) -> Envelope {
-        self.inner.envelope(source)
+    fn format(&self, source: &str) -> Format {
+        self.inner.format(source)
     }
 
     fn replays(&self, source: &str) -> bool {

@@ -26,10 +26,10 @@ use assay::wire::{Process, WorkerEnvironment};
 use connectors::delta::{Deletes, Manifests, Table, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::{Envelope, Message};
+use dataflows::envelope::{Envelope, Format, Message};
 use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
-use dataflows::pipelines::mentions::{self, Settings, TextScore};
+use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
 use dataflows::ports::{
     Built, Committer, Environment, Fed, Model, Observer, RejectObserver, Reply, Score, Sink,
 };
@@ -225,8 +225,8 @@ impl Environment for TestEnvironment {
         self.inner.restored_epoch()
     }
 
-    fn envelope(&self, _: &str) -> Envelope {
-        Envelope::Debezium
+    fn format(&self, _: &str) -> Format {
+        Format::new::<Arc<Bronze>>(Envelope::Debezium)
     }
 
     fn replays(&self, _: &str) -> bool {
@@ -308,6 +308,7 @@ fn work(
     let settings = Settings {
         rule: MentionRule::twitter(),
         fold_case: false,
+        numeric_date: None,
     };
     let Built {
         mut intakes,
@@ -373,6 +374,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
     Plan {
         pipeline: "mentions".to_owned(),
         tick_ms: 100,
+        format: Format::new::<Arc<Bronze>>(Envelope::Debezium),
         source: SourcePlan::Kafka(KafkaSettings {
             properties: BTreeMap::new(),
             topics: Vec::new(),
@@ -380,6 +382,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
         mentions: Settings {
             rule: MentionRule::twitter(),
             fold_case: false,
+            numeric_date: None,
         },
         model: None,
         tables: Some(TablesSettings {

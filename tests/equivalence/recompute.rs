@@ -88,7 +88,11 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
     };
     match json["op"].as_str().unwrap() {
         "x" => return reject("field \"op\": unknown operation \"x\""),
-        _ if key.is_none() => return reject("the message has no key"),
+        _ if key.is_none() => {
+            return reject(
+                "the message has no key; name the columns that tell rows apart in source.kafka.key",
+            );
+        }
         "d" => return key.map(|key| (key, None)),
         _ => {}
     }

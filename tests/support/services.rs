@@ -42,6 +42,19 @@ impl Services {
 
     /// Starts a connector for one table; its topic is `NAME.public.NAME`.
     pub(crate) fn capture(&self, name: &str, schemas: bool) -> Connector {
+        let settings = json!({
+            "topic.creation.default.partitions": "3",
+            "key.converter.schemas.enable": schemas.to_string(),
+            "value.converter.schemas.enable": schemas.to_string(),
+        });
+        let connector = self.capture_as(name, &[name], &settings);
+        self.wait_for_topic(&connector.topic());
+        connector
+    }
+
+    /// Starts a connector for some tables, with settings besides the usual ones; the topic of a table
+    /// is `NAME.public.TABLE`, of one partition.
+    pub(crate) fn capture_as(&self, name: &str, tables: &[&str], settings: &Value) -> Connector {
         let (user, rest) = self
             .postgres
             .trim_start_matches("postgres://")
@@ -50,22 +63,29 @@ impl Services {
         let (password, rest) = rest.split_once('@').unwrap();
         let (address, database) = rest.split_once('/').unwrap();
         let (host, port) = address.split_once(':').unwrap();
-        let config = json!({
+        let tables: Vec<_> = tables
+            .iter()
+            .map(|table| format!("public.{table}"))
+            .collect();
+        let mut config = json!({
             "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
             "tasks.max": "1",
             "database.hostname": host, "database.port": port, "database.user": user,
             "database.password": password, "database.dbname": database,
-            "topic.prefix": name, "table.include.list": format!("public.{name}"),
+            "topic.prefix": name, "table.include.list": tables.join(","),
             "plugin.name": "pgoutput", "slot.name": name, "publication.name": name,
             "publication.autocreate.mode": "filtered", "snapshot.mode": "initial",
             "poll.interval.ms": "50",
             "topic.creation.default.replication.factor": "1",
-            "topic.creation.default.partitions": "3",
+            "topic.creation.default.partitions": "1",
             "key.converter": "org.apache.kafka.connect.json.JsonConverter",
-            "key.converter.schemas.enable": schemas.to_string(),
+            "key.converter.schemas.enable": "false",
             "value.converter": "org.apache.kafka.connect.json.JsonConverter",
-            "value.converter.schemas.enable": schemas.to_string(),
+            "value.converter.schemas.enable": "false",
         });
+        for (key, value) in settings.as_object().unwrap() {
+            config[key] = value.clone();
+        }
         let path = format!("/connectors/{name}/config");
         let (status, body) = request(self.connect_port, "PUT", &path, &config.to_string()).unwrap();
         assert!(status == 201 || status == 200, "{status}: {body}");
@@ -74,8 +94,17 @@ impl Services {
             name: name.to_owned(),
         };
         connector.wait_until_running();
-        self.wait_for_topic(&connector.topic());
         connector
+    }
+
+    /// Where PostgreSQL is.
+    pub(crate) fn postgres(&self) -> &str {
+        &self.postgres
+    }
+
+    /// Where the broker is.
+    pub(crate) fn kafka(&self) -> &str {
+        &self.kafka
     }
 
     pub(crate) fn wait_for_topic(&self, topic: &str) {
@@ -121,6 +150,14 @@ pub(crate) struct Connector {
 impl Connector {
     pub(crate) fn topic(&self) -> String {
         format!("{0}.public.{0}", self.name)
+    }
+
+    /// Ends the connector and starts it again, where it had last noted that it was.
+    pub(crate) fn restart(&self) {
+        let path = format!("/connectors/{}/restart?includeTasks=true", self.name);
+        let (status, body) = request(self.port, "POST", &path, "").unwrap();
+        assert!(status == 202 || status == 204, "{status}: {body}");
+        self.wait_until_running();
     }
 
     pub(crate) fn wait_until_running(&self) {

@@ -1,9 +1,11 @@
 //! Turns overwrites by key into retractions and insertions of rows.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 
 use differential_dataflow::{AsCollection, ExchangeData};
 use foldhash::{HashMap, HashMapExt};
+use serde::{Deserialize, Serialize};
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
@@ -12,13 +14,63 @@ use super::stash::Stash;
 use crate::change::{Collection, Epoch, Text};
 use crate::record::place;
 
-/// An overwrite (`Some`) or a removal (`None`) of the row of a key.
-pub type Upsert<V> = (Text, Option<V>);
+/// What a source told of one key.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Upsert<V> {
+    /// The key; where a table was truncated, what the keys of its rows begin with.
+    pub key: Text,
+    /// When it was told, by the source's own log; 0 if not known.
+    pub at: i64,
+    /// What was told.
+    pub state: State<V>,
+}
 
-/// Tells whether a new state of a row says anything new.
-pub trait Revision {
+/// The new state of a key.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub enum State<V> {
+    /// The row is this.
+    Row(V),
+    /// The row is this, but for fields that were not told because they had not changed.
+    Patch(Box<Patch<V>>),
+    /// There is no row.
+    Gone,
+    /// There is no row of any key that begins so on this worker, but for what was told later. Every
+    /// worker is told, each by a copy of its own.
+    Truncated(u64),
+}
+
+/// A row that lacks some of its fields.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Patch<V> {
+    /// The row with the fields that were told.
+    pub row: V,
+    /// Which were not: a bit for each field, in the order of the source row's.
+    pub absent: u64,
+    /// What the row is where none is known to take them from.
+    pub otherwise: V,
+}
+
+impl<V> Upsert<V> {
+    /// The row of a key is this.
+    pub fn row(key: Text, row: V) -> Self {
+        let (at, state) = (0, State::Row(row));
+        Self { key, at, state }
+    }
+
+    /// The key has no row.
+    pub fn gone(key: Text) -> Self {
+        let (at, state) = (0, State::Gone);
+        Self { key, at, state }
+    }
+}
+
+/// Compares and completes the states of a row.
+pub trait Revision: Sized {
     /// Whether `newer` differs in nothing but where and when it was read.
     fn same_as(&self, newer: &Self) -> bool;
+
+    /// This row with the absent fields (a bit each) as `older` has them; `None` if that has none.
+    fn completed(&self, older: &Self, absent: u64) -> Option<Self>;
 }
 
 impl<T: Revision, E: Revision> Revision for Result<T, E> {
@@ -29,11 +81,22 @@ impl<T: Revision, E: Revision> Revision for Result<T, E> {
             _ => false,
         }
     }
+
+    fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
+        match (self, older) {
+            (Ok(row), Ok(older)) => row.completed(older, absent).map(Ok),
+            _ => None,
+        }
+    }
 }
 
 impl<T: Revision> Revision for std::sync::Arc<T> {
     fn same_as(&self, newer: &Self) -> bool {
         T::same_as(self, newer)
+    }
+
+    fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
+        T::completed(self, older, absent).map(Self::new)
     }
 }
 
@@ -43,11 +106,11 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 /// changes of a key must all come from one source on one worker. A change to what the row already
 /// is yields nothing and leaves the row as it is, which makes redelivery harmless.
 ///
-/// State: one row a key.
+/// State: one row a key, with its place in the source's log.
 ///
 /// # Examples
 /// ```
-/// use dataflows::operators::upsert::{Revision, upsert};
+/// use dataflows::operators::upsert::{Revision, Upsert, upsert};
 /// use timely::dataflow::operators::{Capture, ToStream, capture::Extract};
 ///
 /// #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
@@ -57,10 +120,15 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 ///     fn same_as(&self, newer: &Self) -> bool {
 ///         self == newer
 ///     }
+///
+///     fn completed(&self, _: &Self, _: u64) -> Option<Self> {
+///         None
+///     }
 /// }
 ///
 /// let changes = timely::example(|scope| {
-///     let upserts = vec![("a".into(), Some(Row(1))), ("a".into(), None), ("a".into(), Some(Row(2)))];
+///     let row = |number| Upsert::row("a".into(), Row(number));
+///     let upserts = vec![row(1), Upsert::gone("a".into()), row(2)];
 ///     upsert(upserts.to_stream(scope), "Rows").inner.capture()
 /// });
 /// assert_eq!(changes.extract(), [(0, vec![(Row(2), 0, 1)])]);
@@ -69,10 +137,13 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
     upserts: StreamVec<'s, Epoch, Upsert<V>>,
     name: &str,
 ) -> Collection<'s, V> {
-    let by_key = Exchange::new(|upsert: &Upsert<V>| place(&upsert.0));
+    let by_key = Exchange::new(|upsert: &Upsert<V>| match upsert.state {
+        State::Truncated(worker) => worker,
+        _ => place(&upsert.key),
+    });
     let changes = upserts.unary_frontier(by_key, name, |_, _| {
         let mut stash: Stash<Upsert<V>> = Stash::new();
-        let mut rows: HashMap<Text, V> = HashMap::new();
+        let mut rows = Rows::default();
         move |(input, frontier), output| {
             input.for_each(|capability, data| {
                 let epoch = *capability.time();
@@ -80,8 +151,8 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
             });
             while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
                 let mut session = output.session(&capability);
-                for (key, old) in apply(&mut rows, upserts) {
-                    let new = rows.get(&key).cloned();
+                for (key, old) in rows.apply(upserts) {
+                    let new = rows.held.get(&key).map(|held| held.row.clone());
                     if old == new {
                         continue;
                     }
@@ -94,25 +165,176 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
     changes.as_collection()
 }
 
-/// Applies an epoch's upserts one after another; returns each key they touched with the row it had
-/// before. One at a time, so that the rows do not depend on where an epoch ends.
-fn apply<V: Clone + Revision>(
-    rows: &mut HashMap<Text, V>,
-    upserts: Vec<Upsert<V>>,
-) -> HashMap<Text, Option<V>> {
-    let mut before = HashMap::with_capacity(upserts.len());
-    for (key, new) in upserts {
-        let old = match (rows.entry(key.clone()), new) {
-            (Entry::Occupied(entry), Some(new)) if entry.get().same_as(&new) => continue,
-            (Entry::Occupied(mut entry), Some(new)) => Some(entry.insert(new)),
-            (Entry::Occupied(entry), None) => Some(entry.remove()),
-            (Entry::Vacant(entry), Some(new)) => {
-                entry.insert(new);
-                None
-            }
-            (Entry::Vacant(_), None) => continue,
-        };
-        before.entry(key).or_insert(old);
+/// The rows of one worker.
+struct Rows<V> {
+    held: HashMap<Text, Held<V>>,
+    /// What was truncated, with the place in the log: what was told before counts no more, even if
+    /// it arrives later, over another partition.
+    truncated: BTreeMap<Text, i64>,
+}
+
+struct Held<V> {
+    row: V,
+    at: i64,
+}
+
+impl<V> Default for Rows<V> {
+    fn default() -> Self {
+        let (held, truncated) = (HashMap::new(), BTreeMap::new());
+        Self { held, truncated }
     }
-    before
+}
+
+impl<V: Clone + Revision> Rows<V> {
+    /// Applies an epoch's upserts one after another; returns each key they touched with the row it
+    /// had before. One at a time, so that the rows do not depend on where an epoch ends.
+    fn apply(&mut self, upserts: Vec<Upsert<V>>) -> HashMap<Text, Option<V>> {
+        let mut before = HashMap::with_capacity(upserts.len());
+        for Upsert { key, at, state } in upserts {
+            if matches!(state, State::Truncated(_)) {
+                self.truncate(key, at, &mut before);
+                continue;
+            }
+            if self.is_truncated(&key, at) {
+                continue;
+            }
+            let entry = self.held.entry(key.clone());
+            let new = match (state, &entry) {
+                (State::Row(row), _) => Some(row),
+                (State::Patch(patch), Entry::Occupied(held)) => {
+                    let completed = patch.row.completed(&held.get().row, patch.absent);
+                    Some(completed.unwrap_or(patch.otherwise))
+                }
+                (State::Patch(patch), Entry::Vacant(_)) => Some(patch.otherwise),
+                (State::Gone | State::Truncated(_), _) => None,
+            };
+            let old = match (entry, new) {
+                (Entry::Occupied(mut held), Some(row)) if held.get().row.same_as(&row) => {
+                    held.get_mut().at = at;
+                    continue;
+                }
+                (Entry::Occupied(mut held), Some(row)) => Some(held.insert(Held { row, at }).row),
+                (Entry::Occupied(held), None) => Some(held.remove().row),
+                (Entry::Vacant(entry), Some(row)) => {
+                    entry.insert(Held { row, at });
+                    None
+                }
+                (Entry::Vacant(_), None) => continue,
+            };
+            before.entry(key).or_insert(old);
+        }
+        before
+    }
+
+    fn truncate(&mut self, prefix: Text, at: i64, before: &mut HashMap<Text, Option<V>>) {
+        self.held.retain(|key, held| {
+            let stays = !key.starts_with(&*prefix) || held.at > at;
+            if !stays {
+                before
+                    .entry(key.clone())
+                    .or_insert_with(|| Some(held.row.clone()));
+            }
+            stays
+        });
+        let known = self.truncated.entry(prefix).or_default();
+        *known = at.max(*known);
+    }
+
+    /// Whether a truncation came after what is told now.
+    fn is_truncated(&self, key: &Text, at: i64) -> bool {
+        at > 0
+            && self
+                .truncated
+                .iter()
+                .any(|(prefix, truncated)| at < *truncated && key.starts_with(&**prefix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row of two fields.
+    type Pair = (i64, i64);
+
+    impl Revision for Pair {
+        fn same_as(&self, newer: &Self) -> bool {
+            self == newer
+        }
+
+        fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
+            let field = |bit, own, older| if absent & bit == 0 { own } else { older };
+            Some((field(1, self.0, older.0), field(2, self.1, older.1)))
+        }
+    }
+
+    fn told(key: &str, at: i64, state: State<Pair>) -> Upsert<Pair> {
+        Upsert {
+            key: key.into(),
+            at,
+            state,
+        }
+    }
+
+    fn patch(row: Pair, absent: u64) -> State<Pair> {
+        let otherwise = (-1, -1);
+        State::Patch(Box::new(Patch {
+            row,
+            absent,
+            otherwise,
+        }))
+    }
+
+    fn left(rows: &Rows<Pair>) -> Vec<(&str, Pair)> {
+        let mut left: Vec<_> = rows
+            .held
+            .iter()
+            .map(|(key, held)| (&**key, held.row))
+            .collect();
+        left.sort_unstable();
+        left
+    }
+
+    #[test]
+    fn fields_that_were_not_told_are_as_they_were() {
+        let mut rows = Rows::default();
+        rows.apply(vec![
+            told("a", 1, State::Row((1, 2))),
+            told("a", 2, patch((3, 0), 2)),
+        ]);
+        rows.apply(vec![told("b", 3, patch((4, 0), 2))]);
+        assert_eq!(left(&rows), [("a", (3, 2)), ("b", (-1, -1))]);
+        // Within an epoch as well, and what was there at its start is what is taken back.
+        let before = rows.apply(vec![
+            told("a", 4, State::Gone),
+            told("a", 5, State::Row((7, 8))),
+            told("a", 6, patch((0, 9), 1)),
+        ]);
+        assert_eq!(
+            before.into_iter().collect::<Vec<_>>(),
+            [("a".into(), Some((3, 2)))]
+        );
+        assert_eq!(left(&rows)[0], ("a", (7, 9)));
+    }
+
+    #[test]
+    fn a_truncation_takes_what_was_told_before_it_whatever_arrives_first() {
+        let mut rows = Rows::default();
+        rows.apply(vec![
+            told("t/restored", 0, State::Row((0, 0))),
+            told("t/before", 10, State::Row((1, 1))),
+            told("t/after", 30, State::Row((2, 2))),
+            told("u/other", 10, State::Row((3, 3))),
+        ]);
+        let before = rows.apply(vec![told("t/", 20, State::Truncated(0))]);
+        assert_eq!(before.len(), 2);
+        rows.apply(vec![
+            told("t/late", 15, State::Row((4, 4))),
+            told("t/new", 40, State::Row((5, 5))),
+        ]);
+        assert_eq!(
+            left(&rows),
+            [("t/after", (2, 2)), ("t/new", (5, 5)), ("u/other", (3, 3))]
+        );
+    }
 }

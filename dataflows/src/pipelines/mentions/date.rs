@@ -14,6 +14,54 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// What a date counts that is a number, since 1970.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DateUnit {
+    /// Seconds.
+    Seconds,
+    /// Milliseconds.
+    Milliseconds,
+    /// Microseconds.
+    Microseconds,
+    /// Nanoseconds.
+    Nanoseconds,
+    /// Days.
+    Days,
+}
+
+impl DateUnit {
+    /// The unit of a name, as a configuration writes it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "seconds" => Self::Seconds,
+            "milliseconds" => Self::Milliseconds,
+            "microseconds" => Self::Microseconds,
+            "nanoseconds" => Self::Nanoseconds,
+            "days" => Self::Days,
+            _ => return None,
+        })
+    }
+
+    /// So many of them in microseconds, rounded down; `None` beyond what 64 bits hold.
+    ///
+    /// ```
+    /// use dataflows::pipelines::mentions::date::DateUnit;
+    /// assert_eq!(DateUnit::Seconds.microseconds(3), Some(3_000_000));
+    /// assert_eq!(DateUnit::Nanoseconds.microseconds(-1), Some(-1));
+    /// // What Debezium sends for PostgreSQL's infinity is no time.
+    /// assert_eq!(DateUnit::Milliseconds.microseconds(i64::MAX), None);
+    /// ```
+    pub fn microseconds(self, count: i64) -> Option<i64> {
+        match self {
+            Self::Seconds => count.checked_mul(1_000_000),
+            Self::Milliseconds => count.checked_mul(1_000),
+            Self::Microseconds => Some(count),
+            Self::Nanoseconds => Some(count.div_euclid(1_000)),
+            Self::Days => count.checked_mul(SECONDS_PER_DAY * 1_000_000),
+        }
+    }
+}
+
 const SECONDS_PER_DAY: i64 = 86_400;
 
 const WEEKDAYS: [&[u8; 3]; 7] = [b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun"];

@@ -23,10 +23,10 @@ use foldhash::{HashSet, HashSetExt};
 use timely::dataflow::Scope;
 use timely::dataflow::operators::OkErr;
 
-use self::date::parse_date;
+use self::date::{DateUnit, parse_date};
 use self::mention::MentionRule;
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Field, Message, SourceRow, optional_text, required_text};
+use crate::envelope::{Field, Message, RowChange, SourceRow, optional_text, required_text};
 use crate::operators::score::{ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, Upsert, upsert};
@@ -217,10 +217,10 @@ impl SourceRow for Arc<Bronze> {
         };
         Ok(Arc::new(Bronze {
             key,
-            date: optional_text("date", date)?,
+            date: number_text("date", date)?,
             user: optional_text("user", user)?,
             text: required_text("text", text)?,
-            sentiment: label_text(sentiment)?,
+            sentiment: number_text("sentiment", sentiment)?,
             source_file: message.position.into(),
             processing_time: message.received,
         }))
@@ -239,13 +239,32 @@ impl Revision for Bronze {
         };
         said(self) == said(newer)
     }
+
+    fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
+        let mut row = self.clone();
+        let is_absent = |field: usize| absent & (1 << field) != 0;
+        // In the order of the fields of `SourceRow`.
+        if is_absent(0) {
+            row.date.clone_from(&older.date);
+        }
+        if is_absent(1) {
+            row.user.clone_from(&older.user);
+        }
+        if is_absent(2) {
+            row.text.clone_from(&older.text);
+        }
+        if is_absent(3) {
+            row.sentiment.clone_from(&older.sentiment);
+        }
+        Some(row)
+    }
 }
 
-/// A label as text; Sentiment140 gives it as a number.
-fn label_text(field: &Field<'_>) -> Result<Option<Text>, String> {
+/// A field as text that may be a number: a label of Sentiment140, a date that Debezium counts.
+fn number_text(name: &str, field: &Field<'_>) -> Result<Option<Text>, String> {
     match field {
         Field::Integer(number) => Ok(Some(number.to_string().into())),
-        field => optional_text("sentiment", field),
+        field => optional_text(name, field),
     }
 }
 
@@ -256,15 +275,17 @@ pub struct Settings {
     pub rule: MentionRule,
     /// Whether mentions that differ only in case are counted together, in lower case.
     pub fold_case: bool,
+    /// What a date counts that is a number; none if such dates are not understood.
+    pub numeric_date: Option<DateUnit>,
 }
 
 /// Returns a row for each mention in the tweet, in the order of the text.
 ///
 /// # Errors
 /// A tweet whose date cannot be understood is rejected as a whole.
-pub fn mentions_of(tweet: &Bronze, rule: &MentionRule) -> Result<Vec<Arc<Silver>>, Reject> {
+pub fn mentions_of(tweet: &Bronze, settings: &Settings) -> Result<Vec<Arc<Silver>>, Reject> {
     let date = tweet.date.as_deref().unwrap_or_default();
-    let timestamp = parse_date(date).map_err(|error| Reject {
+    let timestamp = timestamp(date, settings.numeric_date).map_err(|error| Reject {
         position: tweet.source_file.clone(),
         key: Some(tweet.key.clone()),
         stage: SILVER.into(),
@@ -272,7 +293,7 @@ pub fn mentions_of(tweet: &Bronze, rule: &MentionRule) -> Result<Vec<Arc<Silver>
         raw: date.as_bytes().into(),
         first_seen: tweet.processing_time,
     })?;
-    let mentions = rule.extract(&tweet.text);
+    let mentions = settings.rule.extract(&tweet.text);
     if mentions.is_empty() {
         return Ok(Vec::new());
     }
@@ -288,6 +309,20 @@ pub fn mentions_of(tweet: &Bronze, rule: &MentionRule) -> Result<Vec<Arc<Silver>
     };
     Ok(mentions.iter().map(silver).collect())
 }
+
+/// Microseconds since 1970 of a date as the source has it.
+fn timestamp(date: &str, unit: Option<DateUnit>) -> Result<i64, String> {
+    match (unit, date.parse()) {
+        (Some(unit), Ok(count)) => {
+            let time = unit.microseconds(count).filter(|time| TIMES.contains(time));
+            time.ok_or_else(|| format!("{count} is beyond the years 1 to 9999"))
+        }
+        _ => parse_date(date).map_err(|error| error.to_string()),
+    }
+}
+
+/// The microseconds of the years 1 to 9999, which every reader of the tables understands.
+const TIMES: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
 
 /// The stage of rejects that reached bronze but not silver.
 const SILVER: &str = "silver";
@@ -471,7 +506,7 @@ impl Aggregate for UserTally {
 /// The source's name.
 const SOURCE: &str = "tweets";
 
-type Restored = Vec<Upsert<Result<Arc<Bronze>, Reject>>>;
+type Restored = Vec<RowChange<Arc<Bronze>>>;
 
 /// Builds the pipeline in this scope, on top of what the last checkpoint held.
 ///
@@ -489,8 +524,10 @@ pub fn build(
     let tweets = ports.source(SOURCE, restored, stored_keys);
     let (bronze, unreadable) = split(upsert(tweets, "Bronze"));
 
-    let rule = settings.rule.clone();
-    let exploded = bronze.clone().map(move |tweet| mentions_of(&tweet, &rule));
+    let of_mentions = settings.clone();
+    let exploded = bronze
+        .clone()
+        .map(move |tweet| mentions_of(&tweet, &of_mentions));
     let (mentions, undated) = split(exploded);
     let silver = mentions.flat_map(|mentions| mentions);
 
@@ -526,8 +563,8 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         .filter(|reject| *reject.stage == *DECODE);
     let usable = bronze
         .into_iter()
-        .map(|row| (row.key.clone(), Some(Ok(row))));
-    let unusable = rejects.map(|reject| (reject.source_key(), Some(Err(reject))));
+        .map(|row| Upsert::row(row.key.clone(), Ok(row)));
+    let unusable = rejects.map(|reject| Upsert::row(reject.source_key(), Err(reject)));
     Ok(usable.chain(unusable).collect())
 }
 
@@ -653,10 +690,40 @@ mod tests {
         }
     }
 
+    fn settings(numeric_date: Option<DateUnit>) -> Settings {
+        Settings {
+            rule: MentionRule::twitter(),
+            fold_case: false,
+            numeric_date,
+        }
+    }
+
+    #[test]
+    fn a_number_is_a_date_if_it_is_said_what_it_counts() {
+        let tweet = |date| tweet(date, "@bo");
+        let timestamp = |date, unit| {
+            let rows = mentions_of(&tweet(date), &settings(unit));
+            rows.map(|rows| rows[0].timestamp.0)
+                .map_err(|reject| reject.reason)
+        };
+        assert_eq!(
+            timestamp("1239081585000", Some(DateUnit::Milliseconds)),
+            Ok(1_239_081_585_000_000)
+        );
+        assert_eq!(
+            timestamp("14341", Some(DateUnit::Days)),
+            Ok(1_239_062_400_000_000)
+        );
+        assert!(timestamp("1239081585000", None).is_err());
+        // What Debezium makes of PostgreSQL's infinity.
+        let infinity = timestamp("9223372036825200000", Some(DateUnit::Microseconds));
+        assert!(infinity.unwrap_err().contains("beyond the years"));
+    }
+
     #[test]
     fn a_tweet_yields_one_row_for_each_place_that_mentions() {
         let tweet = tweet("Mon Apr 06 22:19:45 PDT 2009", "@bo and @cy and @bo again");
-        let rows = mentions_of(&tweet, &MentionRule::twitter()).unwrap();
+        let rows = mentions_of(&tweet, &settings(None)).unwrap();
         let mentions: Vec<_> = rows.iter().map(|row| &*row.mention).collect();
         assert_eq!(mentions, ["bo", "cy", "bo"]);
         assert!(
@@ -668,7 +735,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_date_rejects_the_tweet_and_says_why() {
-        let reject = mentions_of(&tweet("someday", "@bo"), &MentionRule::twitter()).unwrap_err();
+        let reject = mentions_of(&tweet("someday", "@bo"), &settings(None)).unwrap_err();
         assert_eq!(
             (&*reject.position, reject.key.as_deref()),
             ("t/0/3", Some("7"))

@@ -1,0 +1,315 @@
+//! What tables of PostgreSQL go through, followed through Debezium and Kafka: large values, changed keys,
+//! truncations, transactions over tables, connectors that start again; and other forms of messages.
+//!
+//! Needs what `cargo xtask test` starts.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use support::services::Services;
+use support::{Running, Site};
+use tokio_postgres::{Client, NoTls};
+
+/// PostgreSQL, spoken to in SQL.
+struct Database {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Database {
+    fn connect(services: &Services) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let connecting = tokio_postgres::connect(services.postgres(), NoTls);
+        let (client, connection) = runtime.block_on(connecting).unwrap();
+        runtime.spawn(connection);
+        Self { runtime, client }
+    }
+
+    fn run(&self, sql: &str) {
+        let done = self.runtime.block_on(self.client.batch_execute(sql));
+        done.unwrap_or_else(|error| panic!("{error:?} from {sql}"));
+    }
+
+    /// The rows of a table as bronze should have them: by key the text, user, date and label.
+    fn rows(&self, topic: &str, table: &str) -> BTreeMap<String, [Option<String>; 4]> {
+        let sql = format!(
+            "select id::text, body, who, (extract(epoch from at) * 1000000)::bigint::text, mood::text \
+             from {table}"
+        );
+        let rows = self.runtime.block_on(self.client.query(&sql, &[])).unwrap();
+        rows.iter()
+            .map(|row| {
+                let key: &str = row.get(0);
+                (
+                    format!("{topic}/{key}"),
+                    [1, 2, 3, 4].map(|column| row.get(column)),
+                )
+            })
+            .collect()
+    }
+}
+
+fn bronze(running: &Running) -> BTreeMap<String, [Option<String>; 4]> {
+    let rows = running.sql("select key, text, \"user\" as who, date, sentiment from bronze");
+    rows.iter()
+        .map(|row| {
+            let column = |name: &str| row[name].as_str().map(str::to_owned);
+            let columns = ["text", "who", "date", "sentiment"].map(column);
+            (column("key").unwrap(), columns)
+        })
+        .collect()
+}
+
+/// Small numbers that follow from a seed (the generator of Knuth's MMIX).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+
+    /// A text that mentions someone; one in three is too large, and too random, to lie in its row.
+    fn body(&mut self) -> String {
+        let large = self.below(3) == 0;
+        let words = if large { 700 } else { 3 };
+        let words: Vec<_> = (0..words)
+            .map(|_| format!("{:x}", self.below(1 << 30)))
+            .collect();
+        format!("@bo {}", words.join(" "))
+    }
+}
+
+/// One change of one of the tables, and of its model: the ids it has, and whether their texts are large.
+fn statement(numbers: &mut Numbers, table: &str, rows: &mut BTreeMap<u64, bool>) -> String {
+    let id = numbers.below(40);
+    let who = numbers.below(9);
+    let Some(large) = rows.get(&id).copied() else {
+        let body = numbers.body();
+        rows.insert(id, body.len() > 1_000);
+        let (mood, at) = (2 * numbers.below(3), numbers.below(1 << 30));
+        return format!(
+            "insert into {table} values ({id}, '{body}', 'user{who}', to_timestamp({at}) at time zone \
+             'utc', {mood});"
+        );
+    };
+    match numbers.below(20) {
+        // A large text does not change here, so it is not sent.
+        0..=7 => format!("update {table} set who = 'user{who}' where id = {id};"),
+        8..=10 => {
+            let body = numbers.body();
+            rows.insert(id, body.len() > 1_000);
+            format!("update {table} set body = '{body}' where id = {id};")
+        }
+        11..=15 => {
+            rows.remove(&id);
+            format!("delete from {table} where id = {id};")
+        }
+        16..=18 if !large => {
+            let new = 100 + numbers.below(1 << 20);
+            rows.remove(&id);
+            rows.insert(new, false);
+            format!("update {table} set id = {new} where id = {id};")
+        }
+        19 if numbers.below(4) == 0 => {
+            rows.clear();
+            format!("truncate {table};")
+        }
+        _ => format!("update {table} set mood = null where id = {id};"),
+    }
+}
+
+const COLUMNS: &str =
+    "id bigint primary key, body text not null, who text, at timestamp, mood smallint";
+
+const LINES: &str = "format = \"FORMAT\"\n[source.columns]\ntext = \"body\"\nuser = \"who\"\n\
+                     date = \"at\"\nsentiment = \"mood\"\n[mentions]\nnumeric_date = \"microseconds\"\n\
+                     [model]\nenabled = false\n[tables]\ncheckpoint_interval_s = 1\n";
+
+/// A site that reads topics; `topics` is TOML.
+fn site(services: &Services, topics: &str, format: &str) -> Site {
+    let kafka = services.kafka();
+    let lines = LINES.replace("FORMAT", format);
+    Site::new(&format!(
+        "[source]\nkind = \"kafka\"\n[source.kafka.properties]\n\"bootstrap.servers\" = \"{kafka}\"\n\
+         [source.kafka]\ntopics = {topics}\n{lines}"
+    ))
+}
+
+#[test]
+fn whatever_tables_go_through_is_followed() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    let tables = ["gone_through_a", "gone_through_b"];
+    for table in tables {
+        database.run(&format!("create table {table} ({COLUMNS})"));
+        database.run(&format!(
+            "insert into {table} values (1, '@bo first', 'ada', null, 4)"
+        ));
+    }
+    let settings = json!({ "skipped.operations": "none" });
+    let connector = services.capture_as("through", &tables, &settings);
+    let topic = |table: &str| format!("through.public.{table}");
+    for table in tables {
+        services.wait_for_topic(&topic(table));
+    }
+    let site = site(
+        &services,
+        "['^through\\.public\\.gone_through_[ab]$']",
+        "debezium",
+    );
+
+    let mut numbers = Numbers(7);
+    let mut models = [BTreeMap::from([(1, false)]), BTreeMap::from([(1, false)])];
+    let mut change = |count: usize| {
+        for _ in 0..count {
+            let mut transaction = "begin;".to_owned();
+            for _ in 0..1 + numbers.below(4) {
+                let one = numbers.below(2) as usize;
+                transaction += &statement(&mut numbers, tables[one], &mut models[one]);
+            }
+            database.run(&(transaction + "commit;"));
+        }
+    };
+    let running = site.start(&["--workers", "2"]);
+    change(150);
+    connector.restart();
+    change(50);
+    running.kill();
+    change(100);
+    let running = site.start(&["--workers", "3"]);
+    change(100);
+    // What comes last in each topic tells that all before it have come.
+    for table in tables {
+        database.run(&format!(
+            "insert into {table} values (5000000, '@cy last', 'last', null, null)"
+        ));
+    }
+    running.wait_for("the last rows", || {
+        running.number("select count(*) from bronze where \"user\" = 'last'") == 2
+    });
+    let mut expected = BTreeMap::new();
+    for table in tables {
+        expected.extend(database.rows(&topic(table), table));
+    }
+    assert!(expected.len() > 20, "{}", expected.len());
+    let found = bronze(&running);
+    let differ: Vec<_> = expected
+        .iter()
+        .filter(|(key, row)| found.get(*key) != Some(row))
+        .map(|(key, row)| {
+            (
+                key,
+                row.clone().map(short),
+                found.get(key).cloned().map(|r| r.map(short)),
+            )
+        })
+        .collect();
+    assert!(differ.is_empty(), "{differ:?}");
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(
+        running.number("select count(*) from rejects where stage = 'decode'"),
+        0
+    );
+    running.stop();
+}
+
+fn short(text: Option<String>) -> Option<String> {
+    text.map(|text| text.chars().take(40).collect())
+}
+
+#[test]
+fn flattened_rows_and_topics_that_come_later_are_read() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    database.run(&format!("create table flat_one ({COLUMNS})"));
+    database.run(
+        "insert into flat_one values (1, '@bo one', 'ada', null, 4), (2, '@cy two', 'bo', null, 0)",
+    );
+    let settings = json!({
+        "transforms": "unwrap",
+        "transforms.unwrap.type": "io.debezium.transforms.ExtractNewRecordState",
+        "transforms.unwrap.delete.tombstone.handling.mode": "rewrite",
+        "transforms.unwrap.add.fields": "op,lsn",
+    });
+    let _one = services.capture_as("flat", &["flat_one"], &settings);
+    services.wait_for_topic("flat.public.flat_one");
+    let site = site(&services, "['^flat.*\\.public\\.']", "flattened");
+    let running = site.start(&["--workers", "2"]);
+    let count = || running.number("select count(*) from bronze");
+    running.wait_for("the snapshot", || count() == 2);
+    database.run("delete from flat_one where id = 1; update flat_one set who = 'cy' where id = 2");
+    let changed =
+        "select count(*) from bronze where key = 'flat.public.flat_one/2' and \"user\" = 'cy'";
+    running.wait_for("the changes", || {
+        count() == 1 && running.number(changed) == 1
+    });
+
+    // A table, a connector and a topic that were not there when the program started.
+    database.run(&format!("create table flat_two ({COLUMNS})"));
+    database.run("insert into flat_two values (2, '@bo other', 'ada', null, 4)");
+    let _two = services.capture_as("flat2", &["flat_two"], &settings);
+    running.wait_for("the new topic", || count() == 2);
+    running.stop();
+    let keys: Vec<_> = site.tables()["bronze"]
+        .iter()
+        .map(|row| row.split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "key=\"flat.public.flat_one/2\"",
+            "key=\"flat2.public.flat_two/2\""
+        ]
+    );
+}
+
+#[test]
+fn a_text_that_cannot_be_known_is_a_reject_until_it_is_sent() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    database.run(&format!("create table unknown_text ({COLUMNS})"));
+    let mut numbers = Numbers(3);
+    let large: String = (0..700)
+        .map(|_| format!("{:x}", numbers.below(1 << 30)))
+        .collect();
+    database.run(&format!(
+        "insert into unknown_text values (1, '{large}', 'ada', null, 4)"
+    ));
+    // Without a snapshot nothing tells of the row as it is.
+    let settings = json!({ "snapshot.mode": "no_data" });
+    let _connector = services.capture_as("unknown", &["unknown_text"], &settings);
+    // The slot is there before the connector is said to run.
+    database.run("update unknown_text set who = 'bo' where id = 1");
+    services.wait_for_topic("unknown.public.unknown_text");
+    let site = site(&services, "['unknown.public.unknown_text']", "debezium");
+    let running = site.start(&[]);
+    let reasons =
+        || -> Vec<Value> { running.sql("select reason from rejects where stage = 'decode'") };
+    running.wait_for("the reject", || reasons().len() == 1);
+    let reason = reasons()[0]["reason"].as_str().unwrap().to_owned();
+    assert!(
+        reason.contains("\"body\"") && reason.contains("replica identity full"),
+        "{reason}"
+    );
+    database.run("update unknown_text set body = '@bo short' where id = 1");
+    running.wait_for("the row", || {
+        reasons().is_empty()
+            && running.number("select count(*) from bronze where text = '@bo short'") == 1
+    });
+    running.stop();
+}
