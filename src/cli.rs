@@ -16,7 +16,7 @@ use crate::launch::{self, Launch};
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
 use crate::tables::{self, Order};
-use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, generate, query};
+use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, generate, query};
 
 /// Keeps scores and counts true while the data underneath them changes.
 #[derive(Debug, Parser)]
@@ -42,6 +42,12 @@ enum Command {
     Run(Run),
     /// Run a pipeline in several processes on this machine, and all again whenever one dies.
     Launch(LaunchArguments),
+    /// Look at everything that a configuration names, and tell what holds and what does not.
+    #[command(after_help = "Exits with code 1 if something would keep the pipeline from running.")]
+    Doctor {
+        /// The configuration.
+        config: PathBuf,
+    },
     /// Generate tweets into a folder, run the mentions pipeline on them, and stay for changes.
     Demo(Demo),
     /// Print a commented configuration with every default.
@@ -324,6 +330,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(run) => run_pipeline(&run),
         Command::Launch(arguments) => launch_processes(arguments),
+        Command::Doctor { config } => doctor::run(&plan(&config, &Overrides::default())?),
         Command::Demo(demo) => demo::run(demo.dir, demo.exit),
         Command::Init { .. } => {
             print!("{}", config::TEMPLATE);

@@ -10,6 +10,7 @@
 //! - [`ingest`], [`worker`]: a thread a source, a thread a worker.
 //! - [`checkpoint`], [`query`]: what is durable, what is read; [`tables`] looks after what is durable.
 //! - [`metrics`], [`progress`]: what is told meanwhile.
+//! - [`doctor`]: looks at everything before anything runs.
 //! - [`demo`], [`generate`]: a pipeline to try without any data of one's own.
 
 pub mod checkpoint;
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod generate;
 pub mod ingest;
 pub mod launch;

@@ -550,6 +550,46 @@ fn the_printed_configuration_runs_as_it_is() {
 }
 
 #[test]
+fn the_doctor_tells_what_it_finds_and_changes_nothing() {
+    let site = Site::new("");
+    site.tweet("1.json", "hi @bo");
+    std::fs::write(site.path("tweets/2.json"), r#"{"date": 5, "text": "hi"}"#).unwrap();
+    std::fs::write(site.path("tweets/3.json"), r#"{"text": [1]}"#).unwrap();
+    let examine = || {
+        let output = assay()
+            .arg("doctor")
+            .arg(site.path("assay.toml"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = examine();
+    assert_eq!(code, Some(0), "{said}");
+    for line in [
+        "can be written, and keeps what is there already",
+        "0 of 8 are there, with 0 rows",
+        "ok    model     loads",
+        "3 looked at: 2 rows, 0 deletes, 0 truncations, 1 that cannot be used",
+        "note  messages  1 rejected: field \"text\": expected a string, found an array",
+        "note  dates     some are numbers: say in mentions.numeric_date",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(!site.path("tables/bronze").exists());
+    // What a run holds is told, and does not keep the doctor from looking.
+    let running = site.start(&[]);
+    let (code, said) = examine();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("BAD   server    cannot listen on"), "{said}");
+    assert!(
+        said.contains("8 of 8 are there") && said.contains("writes them"),
+        "{said}"
+    );
+    running.stop();
+}
+
+#[test]
 fn a_second_writer_is_noticed() {
     let lines = format!("{NO_MODEL}[tables]\ncheckpoint_interval_s = 1\n");
     let site = Site::new(&lines);

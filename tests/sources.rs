@@ -313,3 +313,56 @@ fn a_text_that_cannot_be_known_is_a_reject_until_it_is_sent() {
     });
     running.stop();
 }
+
+#[test]
+fn a_broker_that_asks_for_tls_and_a_password_is_read() {
+    let variable = |name: &str| std::env::var(name).expect("set by `cargo xtask test`");
+    let broker = variable("ASSAY_TEST_KAFKA_SECURE");
+    let authority = variable("ASSAY_TEST_KAFKA_AUTHORITY");
+    let password = variable("ASSAY_TEST_KAFKA_PASSWORD");
+    let services = Services::find();
+    let database = Database::connect(&services);
+    database.run(&format!("create table guarded ({COLUMNS})"));
+    database.run("insert into guarded values (1, '@bo one', 'ada', null, 4)");
+    let _connector = services.capture_as("guarded", &["guarded"], &json!({}));
+    services.wait_for_topic("guarded.public.guarded");
+    let lines = LINES.replace("FORMAT", "debezium");
+    let configure = |mechanism: &str, authority: &str| {
+        Site::new(&format!(
+            "[source]\nkind = \"kafka\"\n[source.kafka.properties]\n\"bootstrap.servers\" = \"{broker}\"\n\
+             \"security.protocol\" = \"SASL_SSL\"\n\"sasl.mechanism\" = \"{mechanism}\"\n\
+             \"sasl.username\" = \"assay\"\n{authority}\n\
+             [source.kafka]\ntopics = ['guarded.public.guarded']\n{lines}"
+        ))
+    };
+    let run = |site: &Site, password: &str| {
+        let mut command = support::assay();
+        command
+            .arg("run")
+            .arg(site.path("assay.toml"))
+            .arg("--until-idle");
+        command.env("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD", password);
+        let output = command.env("ASSAY_LOG", "trace").output().unwrap();
+        let said =
+            String::from_utf8(output.stderr).unwrap() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!said.contains(password), "a password in the log");
+        (output.status.code(), said)
+    };
+    let known = format!("\"ssl.ca.location\" = \"{authority}\"");
+    for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let site = configure(mechanism, &known);
+        let (code, said) = run(&site, &password);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(site.tables()["bronze"].len(), 1);
+        let (code, said) = run(&site, "another password");
+        assert_eq!(code, Some(2), "{said}");
+        assert!(
+            said.contains("cannot reach the kafka brokers") && said.contains("uthentication"),
+            "{said}"
+        );
+    }
+    // A broker whose certificate nobody vouches for is not spoken to.
+    let (code, said) = run(&configure("PLAIN", ""), &password);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("certificate"), "{said}");
+}

@@ -24,6 +24,10 @@ use crate::message::{Message, Offset, Polled, Source, SourceError};
 /// How long the brokers may take to answer at start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long one attempt at that may take, and how long it is then listened to what the client says.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+const LISTENING: Duration = Duration::from_millis(50);
+
 /// How often it is looked whether partitions or topics have been added.
 const BETWEEN_SEARCHES: Duration = Duration::from_secs(10);
 
@@ -136,6 +140,8 @@ struct PartitionState {
 #[derive(Default)]
 struct Watch {
     ends: Mutex<HashMap<String, End>>,
+    /// The last error that the client told of, in its own words.
+    told: Mutex<Option<String>>,
 }
 
 /// The end of a partition, as of the last report.
@@ -157,7 +163,12 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if level as i32 <= RDKafkaLogLevel::Error as i32 {
+            // Where it comes from stands first, in brackets.
+            let told = message.split_once("]: ").map_or(message, |(_, told)| told);
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told.to_owned());
+        }
         // What matters comes back from a poll as well; while brokers are away this comes in floods.
         tracing::debug!(facility, message, "kafka client");
     }
@@ -214,7 +225,7 @@ impl KafkaSource {
             places: HashMap::new(),
             position: String::new(),
         };
-        let found = source.search()?;
+        let found = source.first_search()?;
         source.ensure_all_exist(&found)?;
         let mut assignment = TopicPartitionList::new();
         for (topic, number) in found {
@@ -227,13 +238,41 @@ impl KafkaSource {
         Ok(source)
     }
 
+    /// Searches until brokers answer, or refuse to, or time is up. Nothing may be assigned yet.
+    fn first_search(&self) -> Result<BTreeSet<(String, i32)>, SourceError> {
+        let started = Instant::now();
+        loop {
+            let found = self.search(ATTEMPT_TIMEOUT);
+            if found.is_ok() {
+                return found;
+            }
+            // Only polling brings what the client says; without partitions it brings nothing else.
+            let mut refused = false;
+            while let Some(polled) = self.consumer.poll(LISTENING) {
+                let code = polled.err().and_then(|error| error.rdkafka_error_code());
+                // Trying again will not change these.
+                refused |= matches!(
+                    code,
+                    Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL)
+                );
+            }
+            if refused || started.elapsed() > START_TIMEOUT {
+                // Once more, to say why.
+                return self.search(ATTEMPT_TIMEOUT);
+            }
+        }
+    }
+
     /// The partitions of all topics that are to be read, by topic and number.
-    fn search(&self) -> Result<BTreeSet<(String, i32)>, SourceError> {
-        let metadata = self.consumer.fetch_metadata(None, START_TIMEOUT);
+    fn search(&self, timeout: Duration) -> Result<BTreeSet<(String, i32)>, SourceError> {
+        let metadata = self.consumer.fetch_metadata(None, timeout);
         let metadata = metadata.map_err(|error| {
+            let told = &self.consumer.context().told;
+            let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let why = told.unwrap_or_else(|| error.to_string());
             let brokers = &self.brokers;
             SourceError::Fatal(format!(
-                "cannot reach the kafka brokers \"{brokers}\": {error}"
+                "cannot reach the kafka brokers \"{brokers}\": {why}"
             ))
         })?;
         let topics = metadata.topics().iter();
@@ -260,7 +299,7 @@ impl KafkaSource {
     fn adopt_new(&mut self) -> Result<(), SourceError> {
         let mut added = TopicPartitionList::new();
         let none = HashMap::new();
-        for (topic, number) in self.search()? {
+        for (topic, number) in self.search(START_TIMEOUT)? {
             let known = self
                 .places
                 .get(&topic)

@@ -96,17 +96,25 @@ impl Lease {
         }
     }
 
+    /// Who holds the lease, if someone else does, as far as can be seen without waiting.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn holder(&self, manifests: &Manifests) -> Result<Option<Self>, TableError> {
+        let found = Self::read(manifests).await?;
+        Ok(found.filter(|found| {
+            !found.released && found.writer != self.writer && !found.holder_has_ended()
+        }))
+    }
+
     /// Waits until nobody else holds the lease; returns who does, if that does not happen.
     ///
     /// # Errors
     /// If the storage fails.
     pub async fn vacancy(&self, manifests: &Manifests) -> Result<Result<(), Self>, TableError> {
-        let Some(found) = Self::read(manifests).await? else {
+        let Some(found) = self.holder(manifests).await? else {
             return Ok(Ok(()));
         };
-        if found.released || found.writer == self.writer || found.holder_has_ended() {
-            return Ok(Ok(()));
-        }
         tracing::warn!(
             process = found.process,
             "another process may still write the tables; waiting up to {LAPSE:?} to see"

@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// If the model cannot be used.
-pub(super) fn process(plan: &Plan, runtime: &Runtime) -> anyhow::Result<Arc<Process>> {
+pub(crate) fn process(plan: &Plan, runtime: &Runtime) -> anyhow::Result<Arc<Process>> {
     let alone = Plan {
         listen: None,
         cluster: ClusterPlan {

@@ -2,7 +2,7 @@
 //!
 //! What only reads may be done beside a running Assay. What writes takes the lease, as a run does.
 
-mod derive;
+pub(crate) mod derive;
 pub mod forget;
 mod verify;
 
@@ -81,7 +81,7 @@ pub fn run(plan: &Plan, relation: Option<&str>, order: Order) -> anyhow::Result<
 #[error("tables differ from what follows from bronze")]
 struct Differ;
 
-fn runtime() -> std::io::Result<Runtime> {
+pub(crate) fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

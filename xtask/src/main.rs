@@ -41,6 +41,7 @@ Environment:
   ASSAY_SERVICES_DIR                where services live [default: the user's cache, assay/services]
   ASSAY_KAFKA_PORT                  [default: 19092]
   ASSAY_KAFKA_CONTROLLER_PORT       [default: 19093]
+  ASSAY_KAFKA_SECURE_PORT           TLS and SASL [default: 19094]
   ASSAY_CONNECT_PORT                [default: 18083]
   ASSAY_POSTGRES_PORT               [default: 15432]
   ASSAY_SKIP_LINTS=1                `test` leaves fmt and clippy out

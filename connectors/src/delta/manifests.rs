@@ -52,6 +52,28 @@ impl Manifests {
         }
     }
 
+    /// Whether the storage can be written, and refuses to overwrite what is there where it must.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn try_out(&self) -> Result<bool, TableError> {
+        let failed = || TableError::storage("cannot write beside the tables");
+        let place = Path::from(format!("probe-{}", uuid::Uuid::new_v4()));
+        let put = || {
+            let options = PutOptions::from(PutMode::Create);
+            self.store
+                .put_opts(&place, Bytes::from_static(b"probe").into(), options)
+        };
+        put().await.map_err(failed())?;
+        let refused = match put().await {
+            Ok(_) => false,
+            Err(object_store::Error::AlreadyExists { .. }) => true,
+            Err(error) => return Err(failed()(error)),
+        };
+        self.store.delete(&place).await.map_err(failed())?;
+        Ok(refused)
+    }
+
     /// The numbers of all manifests, ascending.
     ///
     /// # Errors

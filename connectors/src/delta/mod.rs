@@ -146,6 +146,13 @@ impl TablesFolder {
         self.url.as_str()
     }
 
+    /// The bytes that are free where the folder lies; `None` in a bucket.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let path = self.url.to_file_path().ok()?;
+        let system = rustix::fs::statvfs(&path).ok()?;
+        Some(system.f_bavail * system.f_frsize)
+    }
+
     /// Every file of these tables and of the manifests, by its name in the folder.
     ///
     /// # Errors

@@ -1,9 +1,10 @@
-//! Kafka: one node that is broker and controller, every internal topic with a single copy.
+//! Kafka: one node that is broker and controller, every internal topic with a single copy. It listens
+//! twice: without any security, and with TLS for those who know the password.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Service, Settings, jars, loopback, remove_directory};
@@ -15,7 +16,69 @@ const STARTED: &str = "Kafka Server started";
 /// How much of the log is searched for it; the log begins anew at every start.
 const SEARCHED_BYTES: u64 = 4 * 1024 * 1024;
 
+/// What the user `assay` of the secure listener says, by any mechanism. It guards nothing: whoever reaches
+/// it reaches the other listener as well.
+pub(crate) const PASSWORD: &str = "a password of the tests";
+
+/// The certificate that the broker shows, which is its own authority.
+pub(super) fn authority(settings: &Settings) -> PathBuf {
+    settings.directory.join("etc/kafka-certificate.pem")
+}
+
+fn key_store(settings: &Settings) -> PathBuf {
+    settings.directory.join("etc/kafka-key.p12")
+}
+
+/// Makes a key and a certificate for the loopback interface, unless they are there.
+fn make_certificate(settings: &Settings) -> Outcome {
+    if authority(settings).exists() {
+        return Ok(());
+    }
+    let store = key_store(settings);
+    // One without its certificate was cut short.
+    let _ = fs::remove_file(&store);
+    let pair = [
+        "-genkeypair",
+        "-keyalg",
+        "EC",
+        "-dname",
+        "CN=localhost",
+        "-validity",
+        "3650",
+        "-ext",
+        "san=ip:127.0.0.1,dns:localhost",
+        "-ext",
+        "bc:c",
+    ];
+    key_tool(settings, &store, &pair)?;
+    let certificate = authority(settings).display().to_string();
+    key_tool(
+        settings,
+        &store,
+        &["-exportcert", "-rfc", "-file", &certificate],
+    )
+}
+
+fn key_tool(settings: &Settings, store: &Path, arguments: &[&str]) -> Outcome {
+    let mut command = jars::java(settings, "-m")?;
+    command
+        .arg("java.base/sun.security.tools.keytool.Main")
+        .args(arguments)
+        .args([
+            "-alias",
+            "broker",
+            "-storetype",
+            "PKCS12",
+            "-storepass",
+            PASSWORD,
+            "-keystore",
+        ])
+        .arg(store);
+    run_logged(command, &settings.log("kafka-certificate"))
+}
+
 pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
+    make_certificate(settings)?;
     let configuration = settings.configure("kafka.properties", &properties(settings))?;
     // The format command writes this file last: without it a killed run left half a format.
     let data = settings.data("kafka");
@@ -45,6 +108,10 @@ fn format(settings: &Settings, configuration: &Path) -> Outcome {
     command
         .args(["format", "--cluster-id", &new_cluster_id()?, "--config"])
         .arg(configuration);
+    for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let user = format!("{mechanism}=[name=assay,password={PASSWORD}]");
+        command.args(["--add-scram", &user]);
+    }
     run_logged(command, &settings.log("kafka-format"))
 }
 
@@ -74,6 +141,10 @@ fn cluster_id(random: [u8; 22]) -> String {
 fn properties(settings: &Settings) -> String {
     let broker = loopback(settings.kafka_port);
     let controller = loopback(settings.controller_port);
+    let secure = loopback(settings.secure_port);
+    let store = key_store(settings);
+    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required";
     let data = settings.data("kafka");
     format!(
         "\
@@ -81,9 +152,16 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{broker},CONTROLLER://{controller}
-advertised.listeners=PLAINTEXT://{broker}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://{broker},CONTROLLER://{controller},SASL_SSL://{secure}
+advertised.listeners=PLAINTEXT://{broker},SASL_SSL://{secure}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+ssl.keystore.type=PKCS12
+ssl.keystore.location={store}
+ssl.keystore.password={PASSWORD}
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} user_assay=\"{PASSWORD}\";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram}
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}
 inter.broker.listener.name=PLAINTEXT
 log.dirs={data}
 
@@ -109,7 +187,8 @@ broker.heartbeat.interval.ms=1000
 auto.create.topics.enable=true
 num.partitions=1
 ",
-        data = data.display()
+        data = data.display(),
+        store = store.display(),
     )
 }
 

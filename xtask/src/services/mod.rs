@@ -40,6 +40,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const PORT_LIMIT: Duration = Duration::from_secs(3);
 
 const KAFKA_PORT: (&str, u16) = ("ASSAY_KAFKA_PORT", 19092);
+const SECURE_PORT: (&str, u16) = ("ASSAY_KAFKA_SECURE_PORT", 19094);
 const CONTROLLER_PORT: (&str, u16) = ("ASSAY_KAFKA_CONTROLLER_PORT", 19093);
 const CONNECT_PORT: (&str, u16) = ("ASSAY_CONNECT_PORT", 18083);
 const POSTGRES_PORT: (&str, u16) = ("ASSAY_POSTGRES_PORT", 15432);
@@ -93,6 +94,7 @@ impl Service {
             Service::Kafka => vec![
                 (KAFKA_PORT.0, settings.kafka_port),
                 (CONTROLLER_PORT.0, settings.controller_port),
+                (SECURE_PORT.0, settings.secure_port),
             ],
             Service::Connect => vec![(CONNECT_PORT.0, settings.connect_port)],
             Service::Postgres => vec![(POSTGRES_PORT.0, settings.postgres_port)],
@@ -139,6 +141,7 @@ pub(crate) struct Settings {
     directory: PathBuf,
     kafka_port: u16,
     controller_port: u16,
+    secure_port: u16,
     connect_port: u16,
     postgres_port: u16,
 }
@@ -149,6 +152,7 @@ impl Settings {
             directory: directory()?,
             kafka_port: port(KAFKA_PORT)?,
             controller_port: port(CONTROLLER_PORT)?,
+            secure_port: port(SECURE_PORT)?,
             connect_port: port(CONNECT_PORT)?,
             postgres_port: port(POSTGRES_PORT)?,
         })
@@ -205,6 +209,15 @@ pub(crate) fn environment(settings: &Settings) -> Vec<(&'static str, String)> {
             "ASSAY_TEST_KAFKA",
             loopback(settings.kafka_port).to_string(),
         ),
+        (
+            "ASSAY_TEST_KAFKA_SECURE",
+            loopback(settings.secure_port).to_string(),
+        ),
+        (
+            "ASSAY_TEST_KAFKA_AUTHORITY",
+            kafka::authority(settings).display().to_string(),
+        ),
+        ("ASSAY_TEST_KAFKA_PASSWORD", kafka::PASSWORD.to_owned()),
         (
             "ASSAY_TEST_CONNECT",
             format!("http://{}", loopback(settings.connect_port)),

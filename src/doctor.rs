@@ -1,0 +1,410 @@
+//! Looks at everything that a configuration names, before anything runs: what is there, what the
+//! messages are like, which promises hold for them and which do not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use connectors::delta::{Manifests, Table};
+use connectors::message::{Message as Delivered, Polled};
+use dataflows::envelope::{Decoder, Envelope, Message, RowChange};
+use dataflows::operators::upsert::State;
+use dataflows::pipelines::mentions::Bronze;
+use dataflows::record::Timestamp;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::checkpoint::lease::Lease;
+use crate::checkpoint::store::TablesPlan;
+use crate::now_ms;
+use crate::plan::{Plan, SourcePlan};
+use crate::progress::thousands;
+use crate::tables;
+
+/// How many messages are looked at, and for how long at most.
+const MESSAGES: usize = 1_000;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A clock that differs by less is right.
+const SKEW_MS: i64 = 2_000;
+
+/// Less room than this on a disk is worth a word.
+const SCARCE_BYTES: u64 = 1 << 30;
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Grade {
+    /// As it should be.
+    Good,
+    /// It works, but someone should know.
+    Notable,
+    /// It does not work.
+    Bad,
+}
+
+/// What was found, one line each.
+#[derive(Default)]
+struct Findings(Vec<(Grade, &'static str, String)>);
+
+impl Findings {
+    fn add(&mut self, grade: Grade, what: &'static str, said: impl Into<String>) {
+        self.0.push((grade, what, said.into()));
+    }
+
+    fn good(&mut self, what: &'static str, said: impl Into<String>) {
+        self.add(Grade::Good, what, said);
+    }
+
+    fn note(&mut self, what: &'static str, said: impl Into<String>) {
+        self.add(Grade::Notable, what, said);
+    }
+
+    fn bad(&mut self, what: &'static str, said: impl Into<String>) {
+        self.add(Grade::Bad, what, said);
+    }
+
+    fn show(&self) -> String {
+        let mut shown = String::new();
+        for (grade, what, said) in &self.0 {
+            let grade = match grade {
+                Grade::Good => "ok",
+                Grade::Notable => "note",
+                Grade::Bad => "BAD",
+            };
+            // Writing to a string cannot fail.
+            let _ = writeln!(shown, "{grade:<5} {what:<9} {said}");
+        }
+        shown
+    }
+}
+
+/// Looks at all of it and prints what was found.
+///
+/// # Errors
+/// If something would keep the pipeline from running.
+pub fn run(plan: &Plan) -> anyhow::Result<()> {
+    let runtime = tables::runtime()?;
+    let mut findings = Findings::default();
+    match plan.tables_plan() {
+        Ok(None) => findings.note(
+            "tables",
+            "none are kept: a restart reads the source from its beginning",
+        ),
+        Ok(Some(tables)) => runtime.block_on(look_at_tables(&tables, &mut findings)),
+        Err(error) => findings.bad("tables", error.to_string()),
+    }
+    match plan.listen.map(std::net::TcpListener::bind).transpose() {
+        Ok(Some(_)) => findings.good("server", format!("{} is free", shown(plan.listen))),
+        Ok(None) => findings.note("server", "none: no queries and no metrics"),
+        Err(error) => findings.bad(
+            "server",
+            format!("cannot listen on {}: {error}", shown(plan.listen)),
+        ),
+    }
+    look_at_source(plan, &runtime, &mut findings);
+    print!("{}", findings.show());
+    let bad = findings
+        .0
+        .iter()
+        .filter(|(grade, ..)| *grade == Grade::Bad)
+        .count();
+    ensure!(
+        bad == 0,
+        "{bad} of these would keep the pipeline from running"
+    );
+    Ok(())
+}
+
+fn shown(address: Option<std::net::SocketAddr>) -> String {
+    address.map_or(String::new(), |address| address.to_string())
+}
+
+async fn look_at_tables(plan: &TablesPlan, findings: &mut Findings) {
+    let place = plan.folder.location();
+    let manifests = Manifests::open(&plan.folder);
+    match manifests.try_out().await {
+        Ok(true) => findings.good(
+            "tables",
+            format!("{place} can be written, and keeps what is there already"),
+        ),
+        Ok(false) => {
+            let message =
+                format!("{place} overwrites what must not be: its server knows no conditional put");
+            findings.bad("tables", message);
+        }
+        Err(error) => findings.bad("tables", error.to_string()),
+    }
+    if let Some(free) = plan.folder.free_bytes() {
+        let message = format!("{} MB free", thousands(free >> 20));
+        match free < SCARCE_BYTES {
+            true => findings.note("disk", message),
+            false => findings.good("disk", message),
+        }
+    }
+    match Lease::own().holder(&manifests).await {
+        Ok(None) => {}
+        Ok(Some(holder)) => findings.note(
+            "tables",
+            format!(
+                "process {} writes them, or did a moment ago; a run beside it is refused",
+                holder.process
+            ),
+        ),
+        Err(error) => findings.bad("tables", error.to_string()),
+    }
+    let mut rows = 0;
+    let mut there = 0;
+    for (relation, schema) in &plan.relations {
+        let schema = Arc::clone(schema);
+        match Table::open_existing(&plan.folder, relation, schema, plan.deletes).await {
+            Ok(None) => {}
+            Ok(Some(table)) => {
+                there += 1;
+                let files = table.files().await.unwrap_or_default();
+                rows += files
+                    .iter()
+                    .map(|file| u64::from(file.rows) - file.marked())
+                    .sum::<u64>();
+            }
+            Err(error) => findings.bad("tables", error.to_string()),
+        }
+    }
+    let rows = thousands(rows);
+    findings.good(
+        "tables",
+        format!(
+            "{there} of {} are there, with {rows} rows",
+            plan.relations.len()
+        ),
+    );
+}
+
+fn look_at_source(plan: &Plan, runtime: &Runtime, findings: &mut Findings) {
+    // The model is loaded with the process.
+    let process = match tables::derive::process(plan, runtime) {
+        Ok(process) => process,
+        Err(error) => return findings.bad("model", format!("{error:#}")),
+    };
+    match &plan.model {
+        None => findings.note("model", "none: the given labels are counted alone"),
+        Some(_) => findings.good("model", "loads"),
+    }
+    let mut source = match process.open_source(0, 1) {
+        Ok(source) => source,
+        Err(error) => return findings.bad("source", error.to_string()),
+    };
+    let waiting: i64 = source.lag().iter().map(|(_, waiting)| waiting).sum();
+    match &plan.source {
+        SourcePlan::Files(folder) => {
+            findings.good("source", format!("folder {}", folder.display()))
+        }
+        SourcePlan::Kafka(settings) => {
+            let partitions = source.lag().len();
+            let brokers = settings
+                .properties
+                .get("bootstrap.servers")
+                .map_or("", String::as_str);
+            let waiting = thousands(waiting.unsigned_abs());
+            let message = format!("kafka {brokers}: {partitions} partitions, {waiting} messages");
+            findings.good("source", message);
+            let plain = settings
+                .properties
+                .get("security.protocol")
+                .is_none_or(|p| p == "PLAINTEXT");
+            if plain && !brokers.split(',').all(is_loopback) {
+                findings.note(
+                    "source",
+                    "what the brokers say is not encrypted: set \"security.protocol\"",
+                );
+            }
+        }
+    }
+    let mut sample = Sample::new(plan);
+    let started = Instant::now();
+    while sample.messages < MESSAGES && started.elapsed() < PATIENCE {
+        let wait = Duration::from_millis(200);
+        match source.poll(wait, &mut |message| sample.add(message)) {
+            Ok(Polled::CaughtUp) => break,
+            Ok(Polled::Some) => {}
+            Err(error) => return findings.bad("source", error.to_string()),
+        }
+    }
+    sample.tell(plan, findings);
+}
+
+fn is_loopback(broker: &str) -> bool {
+    ["127.", "localhost", "[::1]"]
+        .iter()
+        .any(|start| broker.trim().starts_with(start))
+}
+
+/// What some messages are like.
+struct Sample {
+    decoder: Decoder,
+    debezium: bool,
+    messages: usize,
+    rows: usize,
+    deletes: usize,
+    truncations: usize,
+    /// Rows some of whose values were not sent.
+    patches: usize,
+    /// How many could not be used, by reason.
+    rejects: BTreeMap<String, usize>,
+    keyless: usize,
+    numeric_dates: usize,
+    /// Connectors and their versions.
+    connectors: BTreeSet<String>,
+    tables: BTreeSet<String>,
+    updates: usize,
+    updates_with_before: usize,
+    newest_ms: i64,
+}
+
+impl Sample {
+    fn new(plan: &Plan) -> Self {
+        Self {
+            decoder: Decoder::new(plan.format.clone()),
+            debezium: plan.format.envelope == Envelope::Debezium,
+            messages: 0,
+            rows: 0,
+            deletes: 0,
+            truncations: 0,
+            patches: 0,
+            rejects: BTreeMap::new(),
+            keyless: 0,
+            numeric_dates: 0,
+            connectors: BTreeSet::new(),
+            tables: BTreeSet::new(),
+            updates: 0,
+            updates_with_before: 0,
+            newest_ms: 0,
+        }
+    }
+
+    fn add(&mut self, message: &Delivered<'_>) {
+        self.messages += 1;
+        self.keyless += usize::from(message.key.is_none());
+        let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
+        let message = Message {
+            key: message.key,
+            value: message.value,
+            position: message.position,
+            received: Timestamp(now_ms() as i64 * 1_000),
+        };
+        self.decoder.decode(&message, &mut told);
+        for change in told {
+            match change.state {
+                State::Row(Ok(row)) => {
+                    self.rows += 1;
+                    let numeric = row
+                        .date
+                        .as_ref()
+                        .is_some_and(|date| date.parse::<i64>().is_ok());
+                    self.numeric_dates += usize::from(numeric);
+                }
+                State::Row(Err(reject)) => {
+                    *self.rejects.entry(reject.reason.to_string()).or_default() += 1
+                }
+                State::Patch(_) => self.patches += 1,
+                State::Gone => self.deletes += 1,
+                State::Truncated(_) => self.truncations += 1,
+            }
+        }
+        if let (true, Some(value)) = (self.debezium, message.value) {
+            self.look_into(value);
+        }
+    }
+
+    fn look_into(&mut self, value: &[u8]) {
+        let Ok(event) = serde_json::from_slice::<Value>(value) else {
+            return;
+        };
+        let event = event.get("payload").unwrap_or(&event);
+        let source = &event["source"];
+        let text = |name: &str| source[name].as_str().unwrap_or("?");
+        if source.is_object() {
+            self.connectors
+                .insert(format!("{} {}", text("connector"), text("version")));
+            self.tables
+                .insert(format!("{}.{}", text("schema"), text("table")));
+        }
+        if event["op"] == "u" {
+            self.updates += 1;
+            self.updates_with_before += usize::from(event["before"].is_object());
+        }
+        self.newest_ms = self.newest_ms.max(event["ts_ms"].as_i64().unwrap_or(0));
+    }
+
+    fn tell(&self, plan: &Plan, findings: &mut Findings) {
+        if self.messages == 0 {
+            return findings.note("messages", "none there to look at");
+        }
+        let rejected: usize = self.rejects.values().sum();
+        findings.good(
+            "messages",
+            format!(
+                "{} looked at: {} rows, {} deletes, {} truncations, {rejected} that cannot be used",
+                thousands(self.messages as u64),
+                thousands((self.rows + self.patches) as u64),
+                thousands(self.deletes as u64),
+                self.truncations,
+            ),
+        );
+        for (reason, count) in self.rejects.iter().take(10) {
+            findings.note("messages", format!("{count} rejected: {reason}"));
+        }
+        if self.keyless > 0
+            && plan.format.key_columns.is_empty()
+            && plan.format.envelope != Envelope::Append
+        {
+            findings.note(
+                "keys",
+                format!(
+                    "{} messages have none: name columns in source.kafka.key",
+                    self.keyless
+                ),
+            );
+        }
+        if self.numeric_dates > 0 && plan.mentions.numeric_date.is_none() {
+            findings.note(
+                "dates",
+                "some are numbers: say in mentions.numeric_date what they count",
+            );
+        }
+        if !self.connectors.is_empty() {
+            let list =
+                |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
+            let message = format!("{}, tables {}", list(&self.connectors), list(&self.tables));
+            findings.good("debezium", message);
+        }
+        if self.updates > 0 && self.updates_with_before == 0 {
+            findings.good(
+                "debezium",
+                "updates lack the row as it was (replica identity default): it is not needed, but for large \
+                 values of rows whose key changes",
+            );
+        }
+        if self.patches > 0 {
+            findings.note(
+                "debezium",
+                format!(
+                    "{} updates lack large values: they are taken from the row that is held, and rejected where \
+                     none is; replica identity full sends them",
+                    self.patches
+                ),
+            );
+        }
+        let ahead = self.newest_ms - now_ms() as i64;
+        if ahead > SKEW_MS {
+            findings.note(
+                "clock",
+                format!(
+                    "the connector's is {} s ahead of this machine's",
+                    ahead / 1_000
+                ),
+            );
+        }
+    }
+}

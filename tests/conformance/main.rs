@@ -1,0 +1,289 @@
+//! What real connectors send, and what the source's rows then are: each file in `cases` has messages,
+//! and the rows and rejects that they come to.
+//!
+//! A case is run again and again: its partitions interleaved otherwise, its messages cut into other
+//! epochs, spread over other numbers of workers, and broken off and gone on with anywhere. The end is
+//! always the same.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use dataflows::change::Text;
+use dataflows::envelope::{Decoder, Envelope, Format, Message, RowChange, UNAVAILABLE};
+use dataflows::operators::upsert::{State, Upsert, upsert};
+use dataflows::pipelines::mentions::Bronze;
+use dataflows::record::Timestamp;
+use dataflows::reject::Reject;
+use serde::Deserialize;
+use timely::dataflow::InputHandleVec;
+use timely::dataflow::operators::vec::Input;
+
+/// How often each case is run.
+const ROUNDS: u64 = 25;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    /// What it is about.
+    about: String,
+    format: String,
+    #[serde(default)]
+    key: Vec<String>,
+    #[serde(default)]
+    several_topics: bool,
+    /// Whether it may be broken off anywhere: a truncation reaches further while nothing is.
+    #[serde(default = "yes")]
+    restarts: bool,
+    #[serde(default)]
+    message: Vec<Told>,
+    #[serde(default)]
+    row: Vec<Row>,
+    #[serde(default)]
+    reject: Vec<Rejected>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A message; without a value it is a tombstone.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Told {
+    #[serde(default = "default_topic")]
+    topic: String,
+    #[serde(default)]
+    partition: usize,
+    key: Option<String>,
+    value: Option<String>,
+}
+
+fn default_topic() -> String {
+    "notes".to_owned()
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    key: String,
+    text: String,
+    date: Option<String>,
+    user: Option<String>,
+    sentiment: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+#[serde(deny_unknown_fields)]
+struct Rejected {
+    key: Option<String>,
+    reason: String,
+}
+
+/// What the source's rows are.
+type Rows = Vec<Result<Arc<Bronze>, Reject>>;
+
+/// Small numbers that follow from a seed (the generator of Knuth's MMIX).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+impl Case {
+    fn format(&self) -> Format {
+        let envelope = match self.format.as_str() {
+            "debezium" => Envelope::Debezium,
+            "flattened" => Envelope::Flattened,
+            "upsert" => Envelope::Upsert,
+            "append" => Envelope::Append,
+            other => panic!("no such format: {other}"),
+        };
+        Format {
+            key_columns: self.key.clone(),
+            several_topics: self.several_topics,
+            unavailable: UNAVAILABLE.to_owned(),
+            ..Format::new::<Arc<Bronze>>(envelope)
+        }
+    }
+
+    /// The messages with their positions, those of each partition in order, partitions mingled.
+    fn mingled(&self, numbers: &mut Numbers) -> Vec<(String, Told)> {
+        let mut partitions: BTreeMap<(String, usize), Vec<Told>> = BTreeMap::new();
+        for told in &self.message {
+            let partition = (told.topic.clone(), told.partition);
+            partitions.entry(partition).or_default().push(told.clone());
+        }
+        let mut queues: Vec<_> = partitions
+            .into_iter()
+            .map(|((topic, partition), told)| {
+                let numbered = told.into_iter().enumerate();
+                let placed =
+                    numbered.map(|(offset, told)| (format!("{topic}/{partition}/{offset}"), told));
+                placed.collect::<std::collections::VecDeque<_>>()
+            })
+            .collect();
+        let mut mingled = Vec::new();
+        while queues.iter().any(|queue| !queue.is_empty()) {
+            let queue = numbers.below(queues.len() as u64) as usize;
+            mingled.extend(queues[queue].pop_front());
+        }
+        mingled
+    }
+}
+
+/// The rows and rejects after some messages, told in epochs of random length to random workers.
+fn follow(
+    format: &Format,
+    before: Rows,
+    messages: &[(String, Told)],
+    numbers: &mut Numbers,
+) -> Rows {
+    let workers = 1 + numbers.below(3) as usize;
+    let mut decoder = Decoder::new(format.clone());
+    let mut epochs: Vec<Vec<RowChange<Arc<Bronze>>>> = vec![Vec::new()];
+    for state in before {
+        let key: Text = match &state {
+            Ok(row) => row.key.clone(),
+            Err(reject) => reject.source_key(),
+        };
+        epochs[0].push(Upsert::row(key, state));
+    }
+    for (position, told) in messages {
+        if numbers.below(3) == 0 {
+            epochs.push(Vec::new());
+        }
+        let message = Message {
+            key: told.key.as_deref().map(str::as_bytes),
+            value: told.value.as_deref().map(str::as_bytes),
+            position,
+            received: Timestamp(0),
+        };
+        let open = epochs.last_mut().unwrap();
+        let known = open.len();
+        decoder.decode(&message, open);
+        // As the intake does, a truncation is copied for every worker.
+        for place in known..open.len() {
+            if let State::Truncated(_) = open[place].state {
+                let copies = (1..workers as u64).map(|worker| Upsert {
+                    state: State::Truncated(worker),
+                    ..open[place].clone()
+                });
+                let copies: Vec<_> = copies.collect();
+                open.extend(copies);
+            }
+        }
+    }
+    run(epochs, workers)
+}
+
+fn run(epochs: Vec<Vec<RowChange<Arc<Bronze>>>>, workers: usize) -> Rows {
+    let (changes, changed) = channel();
+    let (epochs, changes) = (Arc::new(epochs), Arc::new(Mutex::new(changes)));
+    let configuration = timely::Config::process(workers);
+    let running = timely::execute(configuration, move |worker| {
+        let changes = changes.lock().unwrap().clone();
+        let mut input = InputHandleVec::new();
+        worker.dataflow(|scope| {
+            let upserts = scope.input_from(&mut input);
+            upsert::<Result<Arc<Bronze>, Reject>>(upserts, "Rows").inspect(
+                move |(row, _, diff)| {
+                    changes.send((row.clone(), *diff)).unwrap();
+                },
+            );
+        });
+        for (epoch, told) in epochs.iter().enumerate() {
+            input.advance_to(epoch as u64);
+            if worker.index() == 0 {
+                told.iter().cloned().for_each(|told| input.send(told));
+            }
+        }
+    });
+    running
+        .unwrap()
+        .join()
+        .into_iter()
+        .for_each(|ended| ended.unwrap());
+    sum(&changed)
+}
+
+/// What is left of changes.
+fn sum(changed: &Receiver<(Result<Arc<Bronze>, Reject>, isize)>) -> Rows {
+    let mut counts: BTreeMap<_, isize> = BTreeMap::new();
+    for (row, diff) in changed.try_iter() {
+        *counts.entry(row).or_default() += diff;
+    }
+    counts.retain(|_, count| *count != 0);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+    counts.into_keys().collect()
+}
+
+fn check(case: &Case, state: &Rows, round: u64) {
+    let mut rows: Vec<_> = state
+        .iter()
+        .filter_map(|row| row.as_ref().ok())
+        .map(shown)
+        .collect();
+    let mut expected = case.row.clone();
+    rows.sort();
+    expected.sort();
+    assert_eq!(rows, expected, "{} (round {round})", case.about);
+    let mut rejects: Vec<_> = state.iter().filter_map(|row| row.as_ref().err()).collect();
+    rejects.sort_by_key(|reject| reject.key.clone());
+    let mut expected = case.reject.clone();
+    expected.sort();
+    let same = |(found, expected): (&&Reject, &Rejected)| {
+        found.key.as_deref() == expected.key.as_deref() && found.reason.contains(&expected.reason)
+    };
+    let all = rejects.len() == expected.len() && rejects.iter().zip(&expected).all(same);
+    assert!(all, "{} (round {round}): {rejects:?}", case.about);
+}
+
+fn shown(row: &Arc<Bronze>) -> Row {
+    let text = |text: &Option<Text>| text.as_deref().map(str::to_owned);
+    Row {
+        key: row.key.to_string(),
+        text: row.text.to_string(),
+        date: text(&row.date),
+        user: text(&row.user),
+        sentiment: text(&row.sentiment),
+    }
+}
+
+#[test]
+fn every_case_comes_to_its_rows_however_it_is_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/cases");
+    let mut cases = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap().path();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let case: Case =
+            toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        cases += 1;
+        for round in 0..ROUNDS {
+            let mut numbers = Numbers(round);
+            let messages = case.mingled(&mut numbers);
+            let broken_off = match case.restarts {
+                true => numbers.below(messages.len() as u64 + 1) as usize,
+                false => 0,
+            };
+            let (first, rest) = messages.split_at(broken_off);
+            let format = case.format();
+            let state = follow(&format, Vec::new(), first, &mut numbers);
+            let state = follow(&format, state, rest, &mut numbers);
+            check(&case, &state, round);
+        }
+    }
+    assert!(cases >= 20, "{cases} cases");
+}
