@@ -8,15 +8,18 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
+use std::hash::BuildHasher;
 
+use foldhash::fast::RandomState;
 use foldhash::{HashMap, HashMapExt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::change::Text;
 use crate::operators::upsert::{Patch, State, Upsert};
-use crate::record::{Timestamp, place};
+use crate::record::Timestamp;
 use crate::reject::{DECODE, Reject};
 
 /// A message as its source delivered it.
@@ -164,6 +167,7 @@ pub struct Decoder {
     /// The names of all fields that are read: the row's, the key's, and those of a flattened row.
     names: Vec<String>,
     heard: HashMap<Box<str>, Heard>,
+    hashing: RandomState,
 }
 
 impl Decoder {
@@ -178,6 +182,7 @@ impl Decoder {
             format,
             names,
             heard,
+            hashing: RandomState::default(),
         }
     }
 
@@ -416,7 +421,7 @@ impl Decoder {
             return false;
         };
         // One change of a key is two events at the same place.
-        let event = place(&(op, message.key));
+        let event = self.hashing.hash_one((op, message.key));
         let now = (order.commit, order.lsn);
         match now.cmp(&heard.last) {
             _ if order.committed_ms > heard.committed_ms => {}
@@ -650,28 +655,32 @@ impl<'de> Visitor<'de> for OrderSeed {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut order = EventOrder::default();
         while let Some(name) = map.next_key_seed(NameSeed)? {
-            let wanted = matches!(name.as_ref(), "lsn" | "sequence" | "ts_ms");
-            if !wanted {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            match (name.as_ref(), map.next_value_seed(FieldSeed)?) {
-                ("lsn", Field::Integer(lsn)) => order.lsn = lsn,
-                ("ts_ms", Field::Integer(at)) => order.committed_ms = at,
-                ("sequence", Field::Text(sequence)) => order.commit = commit_of(&sequence),
-                _ => {}
+            match name.as_ref() {
+                "lsn" => order.lsn = number(map.next_value_seed(FieldSeed)?),
+                "ts_ms" => order.committed_ms = number(map.next_value_seed(FieldSeed)?),
+                // As it stands there: to take the escapes out would need an allocation.
+                "sequence" => order.commit = commit_of(map.next_value::<&RawValue>()?.get()),
+                _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(order)
     }
 }
 
-/// The first of PostgreSQL's two numbers, as `["24023119","24023128"]`; 0 where it is null.
+fn number(field: Field<'_>) -> i64 {
+    match field {
+        Field::Integer(number) => number,
+        _ => 0,
+    }
+}
+
+/// The first of PostgreSQL's two numbers, of `"[\"24023119\",\"24023128\"]"`; 0 where it is null.
 fn commit_of(sequence: &str) -> Option<i64> {
-    let parsed: [Option<String>; 2] = serde_json::from_str(sequence).ok()?;
-    parsed[0]
-        .as_ref()
-        .map_or(Some(0), |commit| commit.parse().ok())
+    let first = sequence.strip_prefix("\"[")?.split(',').next()?;
+    match first {
+        "null" => Some(0),
+        quoted => quoted.trim_matches(['\\', '"']).parse().ok(),
+    }
 }
 
 /// Reads a map's name without copying it, unless it holds escapes.
