@@ -366,3 +366,36 @@ fn a_broker_that_asks_for_tls_and_a_password_is_read() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("certificate"), "{said}");
 }
+
+#[test]
+fn rejects_heal_when_the_configuration_does() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    database.run(&format!("create table healed ({COLUMNS})"));
+    database.run(
+        "insert into healed select n, '@bo ' || n, 'ada', null, 4 from generate_series(1, 50) n",
+    );
+    let _connector = services.capture_as("healed", &["healed"], &json!({}));
+    services.wait_for_topic("healed.public.healed");
+    let site = site(&services, "['healed.public.healed']", "debezium");
+    let right = std::fs::read_to_string(site.path("assay.toml")).unwrap();
+    // The column is called otherwise: nothing can be used, and nothing is lost.
+    let wrong = right.replace("text = \"body\"", "text = \"words\"");
+    std::fs::write(site.path("assay.toml"), wrong).unwrap();
+    let running = site.start(&[]);
+    let rejects = "select count(*) from rejects where stage = 'decode'";
+    running.wait_for("the rejects", || running.number(rejects) == 50);
+    database.run("delete from healed where id = 1");
+    running.wait_for("the delete", || running.number(rejects) == 49);
+    running.stop();
+    std::fs::write(site.path("assay.toml"), right).unwrap();
+    let running = site.start(&["--workers", "2"]);
+    assert_eq!(running.number(rejects), 0);
+    assert_eq!(running.number("select count(*) from bronze"), 49);
+    database.run("update healed set body = '@cy' where id = 2");
+    running.wait_for("the update", || {
+        running.number("select count(*) from bronze where text = '@cy' and key = '2'") == 1
+    });
+    running.stop();
+    assert_eq!(site.tables()["bronze"].len(), 49);
+}

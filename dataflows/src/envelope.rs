@@ -210,6 +210,39 @@ impl Decoder {
         }
     }
 
+    /// Tries a message again that could not be used once, and may be now that other columns or
+    /// another format are asked for; returns its row, if it has one.
+    pub fn retry<R: SourceRow>(&self, reject: &Reject) -> Option<(Text, R)> {
+        let format = Format {
+            // The key has been read already.
+            json_keys: false,
+            ..self.format.clone()
+        };
+        let mut message = Message {
+            key: None,
+            value: Some(&reject.raw),
+            position: &reject.position,
+            received: reject.first_seen,
+        };
+        let prefix = format!("{}/", topic(&message));
+        let key = reject.key.as_deref();
+        let own_key = key.map(|key| match format.several_topics {
+            true => key.strip_prefix(&prefix).unwrap_or(key),
+            false => key,
+        });
+        message.key = own_key.map(str::as_bytes);
+        let mut told = Vec::new();
+        Self::new(format).decode(&message, &mut told);
+        match told.pop()? {
+            Upsert {
+                key,
+                state: State::Row(Ok(row)),
+                ..
+            } => Some((key, row)),
+            _ => None,
+        }
+    }
+
     /// The change of a row, from what a message told.
     fn change<R: SourceRow>(&self, told: Told<'_>, message: &Message<'_>) -> RowChange<R> {
         let (key, at) = (self.of_topic(told.key, message), told.at);
@@ -1142,6 +1175,39 @@ mod tests {
             state: State::Truncated(0),
         };
         assert_eq!(told, [truncated]);
+    }
+
+    #[test]
+    fn a_reject_is_tried_again_by_another_rule() {
+        let named = |column: &str, key: &[&str], several_topics| {
+            Decoder::new(Format {
+                columns: vec![column.to_owned()],
+                key_columns: key.iter().map(|name| (*name).to_owned()).collect(),
+                several_topics,
+                ..format(Envelope::Debezium)
+            })
+        };
+        let event = r#"{"op":"c","after":{"id":7,"body":"a"}}"#;
+        let refused = |decoder: &mut Decoder, key| {
+            let told = decode_with(decoder, key, Some(event.as_bytes()));
+            match told.into_iter().next().unwrap().state {
+                State::Row(Err(reject)) => reject,
+                other => panic!("expected a reject, found {other:?}"),
+            }
+        };
+        let row = |key: &str| Note {
+            key: key.into(),
+            text: "a".into(),
+        };
+        for (several, key) in [(false, "7"), (true, "notes/7")] {
+            let reject = refused(&mut named("text", &[], several), Some(r#"{"id":7}"#));
+            assert_eq!(named("text", &[], several).retry::<Note>(&reject), None);
+            let retried = named("body", &[], several).retry::<Note>(&reject);
+            assert_eq!(retried, Some((key.into(), row(key))));
+        }
+        let keyless = refused(&mut named("body", &[], false), None);
+        let retried = named("body", &["id"], false).retry::<Note>(&keyless);
+        assert_eq!(retried, Some(("7".into(), row("7"))));
     }
 
     #[test]

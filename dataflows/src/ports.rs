@@ -323,7 +323,7 @@ impl<'s, 'e> Ports<'s, 'e> {
         stored_keys: HashSet<Text>,
     ) -> StreamVec<'s, Epoch, RowChange<R>> {
         let (sender, receiver) = mpsc::sync_channel(EPOCHS_IN_FLIGHT);
-        let decoder = Decoder::new(self.environment.format(name));
+        let decoder = self.decoder(name);
         let intake = DecodingIntake {
             decoder,
             workers: self.scope.peers() as u64,
@@ -373,6 +373,11 @@ impl<'s, 'e> Ports<'s, 'e> {
         }
         self.stored.insert(D::RELATION, stored);
         Ok(rows)
+    }
+
+    /// A decoder of the named source's messages.
+    pub fn decoder(&self, source: &str) -> Decoder {
+        Decoder::new(self.environment.format(source))
     }
 
     /// Whether the named source tells its whole present state at start.

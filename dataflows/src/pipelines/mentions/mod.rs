@@ -564,8 +564,14 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
     let usable = bronze
         .into_iter()
         .map(|row| Upsert::row(row.key.clone(), Ok(row)));
-    let unusable = rejects.map(|reject| Upsert::row(reject.source_key(), Err(reject)));
-    Ok(usable.chain(unusable).collect())
+    // Whatever was refused may be of use to other settings.
+    let decoder = ports.decoder(SOURCE);
+    let unusable = rejects.map(|reject| match decoder.retry(&reject) {
+        Some((key, row)) => Upsert::row(key, Ok(row)),
+        None => Upsert::row(reject.source_key(), Err(reject)),
+    });
+    // If a key has a row as well, that one counts.
+    Ok(unusable.chain(usable).collect())
 }
 
 /// The keys of all those rows, for a source that tells everything anew but not what has gone.
