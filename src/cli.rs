@@ -60,6 +60,15 @@ enum Command {
     Query(Query),
     /// Show what changed in a relation between two epochs or times.
     Diff(Diff),
+    /// Pause a running Assay's source, read on, or tell how it is.
+    #[command(after_help = "A pause holds until it is lifted, or until the next start.")]
+    Source {
+        /// What to do.
+        #[arg(value_parser = ["pause", "resume", "status"])]
+        order: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
     /// Look after the tables of a configuration.
     #[command(subcommand)]
     Tables(Tables),
@@ -347,6 +356,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 diff.to.unwrap_or(query::past::NEWEST),
             )
         }),
+        Command::Source { order, asking } => steer_source(&order, &asking),
         Command::Tables(order) => look_after(&order),
         Command::Forget(forget) => tables::forget::run(
             &plan(&forget.config, &Overrides::default())?,
@@ -423,6 +433,21 @@ fn follow(running: Running) {
         running.show(&mut display);
         std::thread::park_timeout(Display::INTERVAL);
     }
+}
+
+fn steer_source(order: &str, asking: &Asking) -> anyhow::Result<()> {
+    let server = &asking.server;
+    let answer = match order {
+        "status" => query::client::source(server),
+        order => query::client::order_source(server, order),
+    };
+    let answer = answer.with_context(|| format!("cannot ask {server}"))?;
+    match (order, asking.json) {
+        ("status", false) => print!("{}", query::client::source_table(&answer)),
+        (_, true) => println!("{answer}"),
+        (order, false) => println!("{order} has been ordered"),
+    }
+    Ok(())
 }
 
 /// Prints a server's answer.

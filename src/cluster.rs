@@ -20,7 +20,7 @@ use crate::checkpoint::store::StoreError;
 use crate::peers::{self, Bridges, PeerError};
 use crate::plan::{ClusterPlan, Plan, SourcePlan};
 use crate::query::http;
-use crate::query::peek::{Asks, Peeker, peeker};
+use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::wire::Process;
 use crate::{Stop, metrics, worker};
 
@@ -62,7 +62,7 @@ pub struct Running {
 impl Running {
     /// Asks all processes to end, after a last checkpoint.
     pub fn stop(&self) {
-        self.peeker.stop();
+        self.peeker.order(Order::Stop);
     }
 
     /// What is shown to people.
@@ -174,7 +174,7 @@ async fn stop_on_signal(peeker: Peeker) {
             std::process::exit(EXIT_INTERRUPTED);
         }
         tracing::info!("stopping after a last checkpoint; a second signal stops at once");
-        peeker.stop();
+        peeker.order(Order::Stop);
     }
 }
 

@@ -103,6 +103,11 @@ impl Reader {
                 std::thread::park_timeout(pause.min(wait));
                 continue;
             }
+            // Epochs go on, so that what was read is completed and made durable.
+            if self.ingest.process.paused() {
+                std::thread::park_timeout(wait);
+                continue;
+            }
             let received = Timestamp(now_ms() as i64 * 1_000);
             let intake = &mut self.ingest.intake;
             let mut records = 0;
@@ -151,9 +156,11 @@ impl Reader {
     }
 
     fn report(&mut self) {
-        for (partition, waiting) in self.source.lag() {
-            metrics::source_lag(&partition, waiting);
+        let lags = self.source.lag();
+        for (partition, waiting) in &lags {
+            metrics::source_lag(partition, *waiting);
         }
+        self.ingest.process.note_lags(&lags);
         // Any consumer may speak for the group, and one is enough.
         if self.ingest.worker == 0
             && let Some(durable) = self.ingest.process.take_durable()

@@ -1,6 +1,7 @@
 //! The only module that knows all three crates: what stands behind the names a pipeline asks for.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -56,6 +57,9 @@ pub struct Process {
     sources_caught_up: Mutex<Vec<Epoch>>,
     caught_up: watch::Sender<Option<Epoch>>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
+    paused: AtomicBool,
+    /// How many messages wait in each partition that this process reads.
+    lags: Mutex<BTreeMap<Arc<str>, i64>>,
 }
 
 /// The tables as they were opened.
@@ -113,6 +117,8 @@ impl Process {
             sources_caught_up: Mutex::default(),
             caught_up: watch::Sender::new(None),
             durable: Arc::default(),
+            paused: AtomicBool::default(),
+            lags: Mutex::default(),
         })
     }
 
@@ -129,6 +135,33 @@ impl Process {
     /// The request to stop.
     pub fn stop(&self) -> &Stop {
         &self.stop
+    }
+
+    /// Has nothing read from the source, or has it read on.
+    pub fn pause(&self, pause: bool) {
+        if self.paused.swap(pause, Ordering::Relaxed) != pause {
+            let what = if pause { "is paused" } else { "is read on" };
+            tracing::info!("the source {what}");
+        }
+    }
+
+    /// Whether nothing is to be read from the source.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many messages wait in partitions.
+    pub fn note_lags(&self, lags: &[Offset]) {
+        let mut known = self.lags.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(lags.iter().cloned());
+    }
+
+    /// How many messages wait in each partition that this process reads, as of a moment ago.
+    pub fn lags(&self) -> BTreeMap<Arc<str>, i64> {
+        self.lags
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Counts for people.

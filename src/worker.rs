@@ -10,7 +10,7 @@ use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
 
 use crate::ingest::Ingest;
-use crate::query::peek::{Answering, Asks};
+use crate::query::peek::{Answering, Asks, Order};
 use crate::wire::Process;
 use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
 
@@ -105,8 +105,12 @@ impl Turns {
     fn run(mut self, worker: &mut Worker) {
         self.feeds.iter_mut().for_each(|feed| feed.restore());
         while !self.done() {
-            if self.answering.turn() {
-                self.process.stop().request();
+            for order in self.answering.turn() {
+                match order {
+                    Order::Stop => self.process.stop().request(),
+                    Order::Pause => self.process.pause(true),
+                    Order::Resume => self.process.pause(false),
+                }
             }
             let fed = self.feed();
             self.report();

@@ -590,6 +590,56 @@ fn the_doctor_tells_what_it_finds_and_changes_nothing() {
 }
 
 #[test]
+fn a_source_is_paused_and_read_on_in_all_processes() {
+    let site = Site::new(&format!("{NO_MODEL}[tables]\ncheckpoint_interval_s = 1\n"));
+    generate(&site, 50);
+    let running = site.launch(&["--processes", "2", "--workers", "1"]);
+    running.wait_for("all rows", || {
+        running
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 200)
+            && running.number("select count(*) from bronze") == 50
+    });
+    let server = format!("http://127.0.0.1:{}", site.port);
+    let source = |order: &str| {
+        let output = assay()
+            .args(["source", order, "--server", &server])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(source("status").contains("the source is being read"));
+    source("pause");
+    let paused = |port: u16| {
+        let answer = support::request(port, "GET", "/v1/source", "");
+        answer.is_some_and(|(_, body)| body.contains("\"paused\":true"))
+    };
+    running.wait_for("the pause", || paused(site.port) && paused(site.port + 1));
+    // What is being read at this moment still comes, within a tick.
+    let epoch = || {
+        running.answer("select count(*) from bronze")["epoch"]
+            .as_u64()
+            .unwrap()
+    };
+    let wait_for_epochs = || {
+        let before = epoch();
+        running.wait_for("ten epochs", || epoch() > before + 1_000);
+    };
+    wait_for_epochs();
+    for number in 0..20 {
+        site.tweet(&format!("later-{number}.json"), "hi @bo");
+    }
+    wait_for_epochs();
+    assert_eq!(running.number("select count(*) from bronze"), 50);
+    source("resume");
+    running.wait_for("the new rows", || {
+        running.number("select count(*) from bronze") == 70
+    });
+    running.stop();
+}
+
+#[test]
 fn a_second_writer_is_noticed() {
     let lines = format!("{NO_MODEL}[tables]\ncheckpoint_interval_s = 1\n");
     let site = Site::new(&lines);

@@ -28,6 +28,40 @@ pub fn diff(server: &str, relation: &str, from: u64, to: u64) -> anyhow::Result<
     request(server, &format!("GET {path}"), "")
 }
 
+/// Tells a server what to do with its source: `pause` or `resume`.
+///
+/// # Errors
+/// The same.
+pub fn order_source(server: &str, order: &str) -> anyhow::Result<Value> {
+    request(server, &format!("POST /v1/source/{order}"), "")
+}
+
+/// Asks a server about its source.
+///
+/// # Errors
+/// The same.
+pub fn source(server: &str) -> anyhow::Result<Value> {
+    request(server, "GET /v1/source", "")
+}
+
+/// What [`source`] answered, for people.
+pub fn source_table(answer: &Value) -> String {
+    let partitions = answer["partitions"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let rows = partitions.iter();
+    let rows = rows.map(|row| vec![text(&row["partition"]), text(&row["waiting"])]);
+    let columns = ["partition", "waiting"].map(str::to_owned);
+    let state = match answer["paused"].as_bool() {
+        Some(true) => "paused",
+        _ => "being read",
+    };
+    format!(
+        "{}the source is {state}\n",
+        grid(&columns, &rows.collect::<Vec<_>>())
+    )
+}
+
 fn request(server: &str, what: &str, body: &str) -> anyhow::Result<Value> {
     let Some(address) = server.strip_prefix("http://") else {
         bail!("write the server as \"http://127.0.0.1:8080\"");

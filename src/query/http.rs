@@ -7,6 +7,8 @@
 //! | `GET /metrics` | what has been counted, for Prometheus |
 //! | `POST /v1/sql` | the query in the body answered: `{"epoch", "columns", "rows"}` |
 //! | `POST /v1/sql?at=EPOCH` | the same as of an earlier epoch or time, from the tables |
+//! | `GET /v1/source` | whether it is paused, and how many messages wait in each partition of this process |
+//! | `POST /v1/source/pause`, `/v1/source/resume` | all processes read nothing until told otherwise, or read on |
 //! | `GET /v1/relations` | the relations with their columns |
 //! | `GET /v1/relations/NAME?key=KEY` | a relation's rows, all or those of one key |
 //! | `GET /v1/relations/NAME/diff?from=EPOCH&to=EPOCH` | what changed between two epochs or times |
@@ -29,7 +31,7 @@ use sql::{QueryError, ReadError};
 use tokio::net::TcpListener;
 
 use super::past;
-use super::peek::Peeker;
+use super::peek::{Order, Peeker};
 use crate::checkpoint::store::TablesPlan;
 use crate::metrics;
 use crate::wire::Process;
@@ -78,6 +80,9 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .route("/metrics", get(scrape))
         .route("/v1/sql", post(run_sql))
+        .route("/v1/source", get(tell_source))
+        .route("/v1/source/pause", post(pause))
+        .route("/v1/source/resume", post(resume))
         .route("/v1/relations", get(list))
         .route("/v1/relations/{name}", get(look_up))
         .route("/v1/relations/{name}/diff", get(compare))
@@ -186,6 +191,24 @@ fn no_relation(name: &str) -> Refusal {
         StatusCode::NOT_FOUND,
         format!("there is no relation \"{name}\""),
     )
+}
+
+async fn tell_source(State(server): State<Server>) -> Json<Value> {
+    let lags = server.process.lags().into_iter();
+    let lags =
+        lags.map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }));
+    let partitions: Vec<_> = lags.collect();
+    Json(json!({ "paused": server.process.paused(), "partitions": partitions }))
+}
+
+async fn pause(State(server): State<Server>) -> Json<Value> {
+    server.peeker.order(Order::Pause);
+    Json(json!({ "ordered": "pause" }))
+}
+
+async fn resume(State(server): State<Server>) -> Json<Value> {
+    server.peeker.order(Order::Resume);
+    Json(json!({ "ordered": "resume" }))
 }
 
 async fn list(State(server): State<Server>) -> Json<Value> {

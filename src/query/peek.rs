@@ -7,7 +7,7 @@
 //!     └────── answer ◀────────┴──────────── exchange ◀────────────┘
 //! ```
 //!
-//! A request to stop takes the same way, so that all processes of a cluster end together.
+//! An order to stop or to pause takes the same way, so that all processes of a cluster heed it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -48,7 +48,18 @@ enum Ask {
         key: Option<String>,
         answer: oneshot::Sender<ReadAnswer>,
     },
+    Order(Order),
+}
+
+/// What all processes are told at once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Order {
+    /// End, after a last checkpoint.
     Stop,
+    /// Read nothing from the source until told otherwise.
+    Pause,
+    /// Read on.
+    Resume,
 }
 
 type ReadAnswer = Result<Vec<RecordBatch>, ReadError>;
@@ -122,10 +133,10 @@ impl Peeker {
         self.worker.get().is_some()
     }
 
-    /// Asks all processes to stop.
-    pub fn stop(&self) {
+    /// Tells all processes.
+    pub fn order(&self, order: Order) {
         // If the worker is gone, it has stopped.
-        let _ = self.asks.send(Ask::Stop);
+        let _ = self.asks.send(Ask::Order(order));
         self.wake();
     }
 
@@ -147,7 +158,7 @@ impl Peeker {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Request {
     Read(Read),
-    Stop,
+    Order(Order),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -242,20 +253,20 @@ impl Answering {
         &self.indexes
     }
 
-    /// Does what can be done now; returns whether a stop was asked for, on any process.
-    pub fn turn(&mut self) -> bool {
+    /// Does what can be done now; returns what was ordered, on any process.
+    pub fn turn(&mut self) -> Vec<Order> {
         self.compact();
         self.take_asks();
-        let mut stop = false;
+        let mut orders = Vec::new();
         while let Some(request) = pop(&self.arrived_requests) {
             match request {
                 Request::Read(read) => self.waiting.push(read),
-                Request::Stop => stop = true,
+                Request::Order(order) => orders.push(order),
             }
         }
         self.answer_reads();
         self.gather_parts();
-        stop
+        orders
     }
 
     /// Ends the ways between workers; nothing can be asked any more.
@@ -322,7 +333,7 @@ impl Answering {
                         key,
                     }));
                 }
-                Ask::Stop => self.send(Request::Stop),
+                Ask::Order(order) => self.send(Request::Order(order)),
             }
         }
     }
