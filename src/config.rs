@@ -41,11 +41,13 @@ pub struct Settings {
 }
 
 /// Where rows come from.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceSettings {
     /// Which of the sources below is read.
     pub kind: SourceKind,
+    /// Of a hundred messages, how many may be rejected before the source is paused.
+    pub most_rejects_percent: u64,
     /// How the source names the columns.
     pub columns: ColumnsSettings,
     /// A folder of files.
@@ -77,6 +79,18 @@ pub struct ColumnsSettings {
     pub text: String,
     /// The given label.
     pub sentiment: String,
+}
+
+impl Default for SourceSettings {
+    fn default() -> Self {
+        Self {
+            kind: SourceKind::default(),
+            most_rejects_percent: 100,
+            columns: ColumnsSettings::default(),
+            files: FilesSettings::default(),
+            kafka: KafkaSettings::default(),
+        }
+    }
 }
 
 impl Default for ColumnsSettings {

@@ -11,7 +11,7 @@ use dataflows::operators::checkpoint::Position;
 use dataflows::ports::{Closed, Intake};
 use dataflows::record::Timestamp;
 
-use crate::wire::Process;
+use crate::wire::{Process, Reading};
 use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
 
 /// What an ingest thread is made of.
@@ -104,7 +104,7 @@ impl Reader {
                 continue;
             }
             // Epochs go on, so that what was read is completed and made durable.
-            if self.ingest.process.paused() {
+            if self.ingest.process.reading() != Reading::On {
                 std::thread::park_timeout(wait);
                 continue;
             }

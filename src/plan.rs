@@ -29,6 +29,8 @@ pub struct Plan {
     pub source: SourcePlan,
     /// What the source's messages look like.
     pub format: Format,
+    /// Of a hundred messages, how many may be rejected before the source is paused.
+    pub most_rejects_percent: u64,
     /// What the pipeline's user may set.
     pub mentions: mentions::Settings,
     /// What scores texts, or `None` to score none.
@@ -206,11 +208,17 @@ impl Plan {
             "tables.checkpoint_interval_s",
             "must be between 1 and 86400",
         );
+        check.require(
+            settings.source.most_rejects_percent <= 100,
+            "source.most_rejects_percent",
+            "must be between 0 and 100",
+        );
         let plan = Self {
             pipeline: settings.pipeline.clone(),
             tick_ms: settings.tick_ms,
             source: check.source(settings, folder),
             format: check.format(settings),
+            most_rejects_percent: settings.source.most_rejects_percent,
             mentions: check.mentions(settings),
             model: check.model(settings, folder),
             tables: check.tables(settings, folder),

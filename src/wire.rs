@@ -1,7 +1,7 @@
 //! The only module that knows all three crates: what stands behind the names a pipeline asks for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Format;
-use dataflows::pipelines::mentions;
+use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
     Score, Sink, StoredFile, Written,
 };
-use dataflows::record::Confidence;
+use dataflows::record::{Confidence, Record};
 use models::files::ModelFiles;
 use models::onnx::TextClassifier;
 use models::pool::{Answer, Pool, PoolStatistics, Watcher};
@@ -57,9 +57,24 @@ pub struct Process {
     sources_caught_up: Mutex<Vec<Epoch>>,
     caught_up: watch::Sender<Option<Epoch>>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
-    paused: AtomicBool,
+    reading: Mutex<Reading>,
+    /// Rows of bronze and rejects that appeared since the start.
+    accepted: AtomicU64,
+    rejected: AtomicU64,
     /// How many messages wait in each partition that this process reads.
     lags: Mutex<BTreeMap<Arc<str>, i64>>,
+}
+
+/// Whether the source is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Reading {
+    /// It is.
+    #[default]
+    On,
+    /// Someone has paused it.
+    Paused,
+    /// It was paused because too much of what it said could not be used.
+    TooManyRejects,
 }
 
 /// The tables as they were opened.
@@ -117,7 +132,9 @@ impl Process {
             sources_caught_up: Mutex::default(),
             caught_up: watch::Sender::new(None),
             durable: Arc::default(),
-            paused: AtomicBool::default(),
+            reading: Mutex::default(),
+            accepted: AtomicU64::default(),
+            rejected: AtomicU64::default(),
             lags: Mutex::default(),
         })
     }
@@ -137,17 +154,30 @@ impl Process {
         &self.stop
     }
 
-    /// Has nothing read from the source, or has it read on.
-    pub fn pause(&self, pause: bool) {
-        if self.paused.swap(pause, Ordering::Relaxed) != pause {
-            let what = if pause { "is paused" } else { "is read on" };
-            tracing::info!("the source {what}");
+    /// Has the source read, or nothing read from it.
+    pub fn set_reading(&self, reading: Reading) {
+        let mut now = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *now, reading) != reading {
+            match reading {
+                Reading::On => tracing::info!("the source is read on"),
+                Reading::Paused => tracing::info!("the source is paused"),
+                Reading::TooManyRejects => tracing::error!(
+                    "the source is paused: too much of what it says cannot be used; see the relation \
+                     rejects, and go on with `assay source resume`"
+                ),
+            }
         }
     }
 
-    /// Whether nothing is to be read from the source.
-    pub fn paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
+    /// Whether the source is read.
+    pub fn reading(&self) -> Reading {
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many rows of bronze, and how many rejects, have appeared on this process since its start.
+    pub fn accepted_and_rejected(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.accepted), count(&self.rejected))
     }
 
     /// Notes how many messages wait in partitions.
@@ -433,15 +463,26 @@ impl Environment for WorkerEnvironment {
 
     fn observer(&mut self, relation: &'static str) -> Observer {
         let counters = RowCounters::new(relation, self.worker);
-        let progress = Arc::clone(&self.process.progress);
+        let process = Arc::clone(&self.process);
+        let is_bronze = relation == Bronze::RELATION;
         Box::new(move |inserted, retracted| {
             counters.add(inserted, retracted);
+            if is_bronze {
+                process
+                    .accepted
+                    .fetch_add(inserted as u64, Ordering::Relaxed);
+            }
+            let progress = process.progress();
             progress.rows(relation, inserted as i64 - retracted as i64);
         })
     }
 
     fn rejected(&mut self) -> RejectObserver {
-        Box::new(metrics::rejected)
+        let process = Arc::clone(&self.process);
+        Box::new(move |stage, class| {
+            process.rejected.fetch_add(1, Ordering::Relaxed);
+            metrics::rejected(stage, class);
+        })
     }
 
     fn committer(&mut self) -> Option<Box<dyn Committer>> {

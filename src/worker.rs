@@ -11,7 +11,7 @@ use timely::worker::Worker;
 
 use crate::ingest::Ingest;
 use crate::query::peek::{Answering, Asks, Order};
-use crate::wire::Process;
+use crate::wire::{Process, Reading};
 use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
 
 /// How long a worker sleeps when nothing is to be done; whatever brings work wakes it.
@@ -19,6 +19,9 @@ const REST: Duration = Duration::from_millis(50);
 
 /// How often lags are told.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Rejects are looked at after so many rows and rejects: of fewer, one would be too large a share.
+const ENOUGH: u64 = 100;
 
 /// An epoch that stays incomplete for so long is worth a word.
 const STALLED: Duration = Duration::from_secs(10);
@@ -66,6 +69,7 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         first_of_process,
         next_report: Instant::now(),
         restoring: (process.restored_epoch() > 0).then_some(started),
+        looked_at: (0, 0),
         oldest: None,
         oldest_since: Instant::now(),
     };
@@ -96,6 +100,8 @@ struct Turns {
     next_report: Instant,
     /// Since when the state of the last checkpoint has been derived, while it is.
     restoring: Option<Instant>,
+    /// Rows of bronze and rejects at the last look.
+    looked_at: (u64, u64),
     /// The oldest epoch that is not complete, and since when it has been that.
     oldest: Option<Epoch>,
     oldest_since: Instant,
@@ -108,8 +114,9 @@ impl Turns {
             for order in self.answering.turn() {
                 match order {
                     Order::Stop => self.process.stop().request(),
-                    Order::Pause => self.process.pause(true),
-                    Order::Resume => self.process.pause(false),
+                    Order::Pause => self.process.set_reading(Reading::Paused),
+                    Order::PauseForRejects => self.process.set_reading(Reading::TooManyRejects),
+                    Order::Resume => self.process.set_reading(Reading::On),
                 }
             }
             let fed = self.feed();
@@ -185,6 +192,7 @@ impl Turns {
             .computed
             .with_frontier(|frontier| frontier.first().copied());
         self.tell_restored(first);
+        self.watch_rejects(first);
         self.watch(first);
         self.process.progress().lag(
             first
@@ -200,6 +208,24 @@ impl Turns {
             let epoch = self.process.restored_epoch();
             let took = started.elapsed();
             tracing::info!(epoch, ?took, "went on from the last checkpoint");
+        }
+    }
+
+    /// Pauses the source when too much of what was read of late cannot be used.
+    fn watch_rejects(&mut self, first: Option<Epoch>) {
+        let now = self.process.accepted_and_rejected();
+        // What the last checkpoint held appears anew, and is nothing new.
+        if first == Some(0) || self.process.reading() != Reading::On {
+            self.looked_at = now;
+            return;
+        }
+        let (good, bad) = (now.0 - self.looked_at.0, now.1 - self.looked_at.1);
+        if good + bad < ENOUGH {
+            return;
+        }
+        self.looked_at = now;
+        if bad * 100 > (good + bad) * self.process.plan().most_rejects_percent {
+            self.answering.order(Order::PauseForRejects);
         }
     }
 

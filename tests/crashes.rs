@@ -19,24 +19,12 @@ use std::time::{Duration, Instant};
 
 use assay::checkpoint::crash::POINTS;
 use support::Site;
+use support::numbers::Numbers;
 use support::services::{Rows, Services};
 
 const LINES: &str = "[model]\nenabled = false\n[tables]\ncheckpoint_interval_s = 1\n";
 
 const SIGABRT: i32 = 6;
-
-/// Small numbers that follow from a seed (the generator of Knuth's MMIX).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
 
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())

@@ -640,6 +640,46 @@ fn a_source_is_paused_and_read_on_in_all_processes() {
 }
 
 #[test]
+fn a_source_that_talks_nonsense_is_paused() {
+    let site = Site::new(&format!("[source]\nmost_rejects_percent = 20\n{NO_MODEL}"));
+    generate(&site, 300);
+    let running = site.start(&[]);
+    running.wait_for("all rows", || {
+        running.number("select count(*) from bronze") == 300
+    });
+    for number in 0..400 {
+        std::fs::write(site.path(&format!("tweets/bad-{number}.json")), "{").unwrap();
+    }
+    running.wait_for("the pause", || {
+        running
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 503)
+    });
+    let (_, why) = running.get("/readyz").unwrap();
+    assert!(why.contains("cannot be used"), "{why}");
+    for number in 0..400 {
+        std::fs::remove_file(site.path(&format!("tweets/bad-{number}.json"))).unwrap();
+    }
+    let (status, _) = support::request(site.port, "POST", "/v1/source/resume", "").unwrap();
+    assert_eq!(status, 200);
+    running.wait_for("readiness", || {
+        running
+            .get("/readyz")
+            .is_some_and(|(status, _)| status == 200)
+    });
+    running.wait_for("no rejects", || {
+        running.number("select count(*) from rejects") == 0
+    });
+    running.stop();
+    // Rejects that a start finds in the tables pause nothing.
+    std::fs::write(site.path("tweets/bad.json"), "{").unwrap();
+    site.run(&["--until-idle"]);
+    let running = site.start(&[]);
+    assert_eq!(running.number("select count(*) from rejects"), 1);
+    running.stop();
+}
+
+#[test]
 fn a_second_writer_is_noticed() {
     let lines = format!("{NO_MODEL}[tables]\ncheckpoint_interval_s = 1\n");
     let site = Site::new(&lines);

@@ -13,6 +13,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use support::numbers::Numbers;
 use support::services::Services;
 use support::{Running, Site};
 use tokio_postgres::{Client, NoTls};
@@ -71,27 +72,14 @@ fn bronze(running: &Running) -> BTreeMap<String, [Option<String>; 4]> {
         .collect()
 }
 
-/// Small numbers that follow from a seed (the generator of Knuth's MMIX).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-
-    /// A text that mentions someone; one in three is too large, and too random, to lie in its row.
-    fn body(&mut self) -> String {
-        let large = self.below(3) == 0;
-        let words = if large { 700 } else { 3 };
-        let words: Vec<_> = (0..words)
-            .map(|_| format!("{:x}", self.below(1 << 30)))
-            .collect();
-        format!("@bo {}", words.join(" "))
-    }
+/// A text that mentions someone; one in three is too large, and too random, to lie in its row.
+fn body(numbers: &mut Numbers) -> String {
+    let large = numbers.below(3) == 0;
+    let words = if large { 700 } else { 3 };
+    let words: Vec<_> = (0..words)
+        .map(|_| format!("{:x}", numbers.below(1 << 30)))
+        .collect();
+    format!("@bo {}", words.join(" "))
 }
 
 /// One change of one of the tables, and of its model: the ids it has, and whether their texts are large.
@@ -99,7 +87,7 @@ fn statement(numbers: &mut Numbers, table: &str, rows: &mut BTreeMap<u64, bool>)
     let id = numbers.below(40);
     let who = numbers.below(9);
     let Some(large) = rows.get(&id).copied() else {
-        let body = numbers.body();
+        let body = body(numbers);
         rows.insert(id, body.len() > 1_000);
         let (mood, at) = (2 * numbers.below(3), numbers.below(1 << 30));
         return format!(
@@ -111,7 +99,7 @@ fn statement(numbers: &mut Numbers, table: &str, rows: &mut BTreeMap<u64, bool>)
         // A large text does not change here, so it is not sent.
         0..=7 => format!("update {table} set who = 'user{who}' where id = {id};"),
         8..=10 => {
-            let body = numbers.body();
+            let body = body(numbers);
             rows.insert(id, body.len() > 1_000);
             format!("update {table} set body = '{body}' where id = {id};")
         }

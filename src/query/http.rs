@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process lives |
-//! | `GET /readyz` | 200 once the sources have been read to their end, 503 before |
+//! | `GET /readyz` | 200 once the sources have been read to their end and queries show it, 503 before |
 //! | `GET /metrics` | what has been counted, for Prometheus |
 //! | `POST /v1/sql` | the query in the body answered: `{"epoch", "columns", "rows"}` |
 //! | `POST /v1/sql?at=EPOCH` | the same as of an earlier epoch or time, from the tables |
@@ -34,7 +34,7 @@ use super::past;
 use super::peek::{Order, Peeker};
 use crate::checkpoint::store::TablesPlan;
 use crate::metrics;
-use crate::wire::Process;
+use crate::wire::{Process, Reading};
 
 #[derive(Clone)]
 struct Server {
@@ -118,14 +118,21 @@ impl From<ReadError> for Refusal {
 }
 
 async fn ready(State(server): State<Server>) -> (StatusCode, &'static str) {
-    let caught_up = server.process.watch_caught_up().borrow().is_some();
-    if caught_up {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (
+    if server.process.reading() == Reading::TooManyRejects {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the source is paused: too much of what it says cannot be used\n",
+        );
+    }
+    // The end of the sources was met at an epoch, which has to be complete to be seen.
+    let caught_up = *server.process.watch_caught_up().borrow();
+    let complete = server.peeker.pin(Vec::new()).await.ok();
+    match (caught_up, complete) {
+        (Some(end), Some(complete)) if complete >= end => (StatusCode::OK, "ready\n"),
+        _ => (
             StatusCode::SERVICE_UNAVAILABLE,
             "the sources are still being read for the first time\n",
-        )
+        ),
     }
 }
 
@@ -198,7 +205,7 @@ async fn tell_source(State(server): State<Server>) -> Json<Value> {
     let lags =
         lags.map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }));
     let partitions: Vec<_> = lags.collect();
-    Json(json!({ "paused": server.process.paused(), "partitions": partitions }))
+    Json(json!({ "paused": server.process.reading() != Reading::On, "partitions": partitions }))
 }
 
 async fn pause(State(server): State<Server>) -> Json<Value> {

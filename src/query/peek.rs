@@ -58,6 +58,8 @@ pub enum Order {
     Stop,
     /// Read nothing from the source until told otherwise.
     Pause,
+    /// The same, because too much of what was read cannot be used.
+    PauseForRejects,
     /// Read on.
     Resume,
 }
@@ -246,6 +248,11 @@ impl Answering {
             next_number: 0,
             last_complete: 0,
         }
+    }
+
+    /// Tells all processes.
+    pub fn order(&mut self, order: Order) {
+        self.send(Request::Order(order));
     }
 
     /// The indexes that queries are answered from.

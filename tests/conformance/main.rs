@@ -10,6 +10,9 @@
     reason = "a test that cannot go on should fail there"
 )]
 
+#[path = "../support/numbers.rs"]
+mod numbers;
+
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -20,6 +23,7 @@ use dataflows::operators::upsert::{State, Upsert, upsert};
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
 use dataflows::reject::Reject;
+use numbers::Numbers;
 use serde::Deserialize;
 use timely::dataflow::InputHandleVec;
 use timely::dataflow::operators::vec::Input;
@@ -87,19 +91,6 @@ struct Rejected {
 
 /// What the source's rows are.
 type Rows = Vec<Result<Arc<Bronze>, Reject>>;
-
-/// Small numbers that follow from a seed (the generator of Knuth's MMIX).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
 
 impl Case {
     fn format(&self) -> Format {

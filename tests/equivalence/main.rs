@@ -375,6 +375,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
         pipeline: "mentions".to_owned(),
         tick_ms: 100,
         format: Format::new::<Arc<Bronze>>(Envelope::Debezium),
+        most_rejects_percent: 100,
         source: SourcePlan::Kafka(KafkaSettings {
             properties: BTreeMap::new(),
             topics: Vec::new(),
