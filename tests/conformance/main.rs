@@ -37,6 +37,9 @@ struct Case {
     /// What it is about.
     about: String,
     format: String,
+    /// The source's names of date, user, text and sentiment, if they are others.
+    #[serde(default)]
+    columns: Vec<String>,
     #[serde(default)]
     key: Vec<String>,
     #[serde(default)]
@@ -101,11 +104,17 @@ impl Case {
             "append" => Envelope::Append,
             other => panic!("no such format: {other}"),
         };
+        let plain = Format::new::<Arc<Bronze>>(envelope);
+        let columns = match self.columns.is_empty() {
+            true => plain.columns.clone(),
+            false => self.columns.clone(),
+        };
         Format {
+            columns,
             key_columns: self.key.clone(),
             several_topics: self.several_topics,
             unavailable: UNAVAILABLE.to_owned(),
-            ..Format::new::<Arc<Bronze>>(envelope)
+            ..plain
         }
     }
 
