@@ -82,11 +82,7 @@ impl Running {
 /// If something is missing at the start. What fails later ends the process.
 pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<(), RunError> {
     let failed = |error: std::io::Error| RunError::Start(error.to_string());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(failed)?;
+    let runtime = crate::runtime().map_err(failed)?;
     check_source(&plan.source)?;
     // What is found at the first look at the tables is counted already.
     let metrics = metrics::install().map_err(|error| RunError::Start(error.to_string()))?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use connectors::delta::{Manifests, Table};
+use connectors::delta::{DataFile, Manifests, Table};
 use connectors::message::{Message as Delivered, Polled};
 use dataflows::envelope::{Decoder, Envelope, Message, RowChange};
 use dataflows::operators::upsert::State;
@@ -85,7 +85,7 @@ impl Findings {
 /// # Errors
 /// If something would keep the pipeline from running.
 pub fn run(plan: &Plan) -> anyhow::Result<()> {
-    let runtime = tables::runtime()?;
+    let runtime = crate::runtime()?;
     let mut findings = Findings::default();
     match plan.tables_plan() {
         Ok(None) => findings.note(
@@ -163,10 +163,7 @@ async fn look_at_tables(plan: &TablesPlan, findings: &mut Findings) {
             Ok(Some(table)) => {
                 there += 1;
                 let files = table.files().await.unwrap_or_default();
-                rows += files
-                    .iter()
-                    .map(|file| u64::from(file.rows) - file.marked())
-                    .sum::<u64>();
+                rows += files.iter().map(DataFile::live).sum::<u64>();
             }
             Err(error) => findings.bad("tables", error.to_string()),
         }

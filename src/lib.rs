@@ -40,6 +40,17 @@ pub fn now_ms() -> u64 {
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Threads for what waits for others: storage, sockets, signals.
+///
+/// # Errors
+/// If the system gives none.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+}
+
 /// A request to stop, seen by every thread of the process.
 #[derive(Debug, Default)]
 pub struct Stop(AtomicBool);

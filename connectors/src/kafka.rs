@@ -24,7 +24,8 @@ use crate::message::{Message, Offset, Polled, Source, SourceError};
 /// How long the brokers may take to answer at start.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one attempt at that may take, and how long it is then listened to what the client says.
+/// How long one attempt at that may take, during which no epoch is closed; and how long it is listened
+/// to what the client says when one fails at start.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 const LISTENING: Duration = Duration::from_millis(50);
 
@@ -242,10 +243,10 @@ impl KafkaSource {
     fn first_search(&self) -> Result<BTreeSet<(String, i32)>, SourceError> {
         let started = Instant::now();
         loop {
-            let found = self.search(ATTEMPT_TIMEOUT);
-            if found.is_ok() {
-                return found;
-            }
+            let error = match self.search() {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
             // Only polling brings what the client says; without partitions it brings nothing else.
             let mut refused = false;
             while let Some(polled) = self.consumer.poll(LISTENING) {
@@ -257,31 +258,43 @@ impl KafkaSource {
                 );
             }
             if refused || started.elapsed() > START_TIMEOUT {
-                // Once more, to say why.
-                return self.search(ATTEMPT_TIMEOUT);
+                return Err(self.unreachable(&error));
             }
         }
     }
 
     /// The partitions of all topics that are to be read, by topic and number.
-    fn search(&self, timeout: Duration) -> Result<BTreeSet<(String, i32)>, SourceError> {
-        let metadata = self.consumer.fetch_metadata(None, timeout);
-        let metadata = metadata.map_err(|error| {
-            let told = &self.consumer.context().told;
-            let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let why = told.unwrap_or_else(|| error.to_string());
-            let brokers = &self.brokers;
-            SourceError::Fatal(format!(
-                "cannot reach the kafka brokers \"{brokers}\": {why}"
-            ))
-        })?;
-        let topics = metadata.topics().iter();
-        let topics = topics.filter(|topic| self.topics.contain(topic.name()));
-        let partitions = topics.flat_map(|topic| {
-            let numbers = topic.partitions().iter().map(|partition| partition.id());
-            numbers.map(|number| (topic.name().to_owned(), number))
-        });
-        Ok(partitions.collect())
+    fn search(&self) -> Result<BTreeSet<(String, i32)>, KafkaError> {
+        // Brokers may have many more topics, of which only an expression has to see all.
+        let asked: Vec<Option<&str>> = match self.topics.patterns.is_empty() {
+            true => self
+                .topics
+                .names
+                .iter()
+                .map(|name| Some(name.as_str()))
+                .collect(),
+            false => vec![None],
+        };
+        let mut found = BTreeSet::new();
+        for topic in asked {
+            let metadata = self.consumer.fetch_metadata(topic, ATTEMPT_TIMEOUT)?;
+            let topics = metadata.topics().iter();
+            for topic in topics.filter(|topic| self.topics.contain(topic.name())) {
+                let numbers = topic.partitions().iter().map(|partition| partition.id());
+                found.extend(numbers.map(|number| (topic.name().to_owned(), number)));
+            }
+        }
+        Ok(found)
+    }
+
+    fn unreachable(&self, error: &KafkaError) -> SourceError {
+        let told = &self.consumer.context().told;
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = told.unwrap_or_else(|| error.to_string());
+        let brokers = &self.brokers;
+        SourceError::Fatal(format!(
+            "cannot reach the kafka brokers \"{brokers}\": {why}"
+        ))
     }
 
     fn ensure_all_exist(&self, found: &BTreeSet<(String, i32)>) -> Result<(), SourceError> {
@@ -299,7 +312,8 @@ impl KafkaSource {
     fn adopt_new(&mut self) -> Result<(), SourceError> {
         let mut added = TopicPartitionList::new();
         let none = HashMap::new();
-        for (topic, number) in self.search(START_TIMEOUT)? {
+        let found = self.search().map_err(|error| self.unreachable(&error))?;
+        for (topic, number) in found {
             let known = self
                 .places
                 .get(&topic)

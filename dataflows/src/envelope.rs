@@ -160,13 +160,14 @@ pub type RowChange<R> = Upsert<Result<R, Reject>>;
 
 /// Decodes the messages of one source.
 ///
-/// It remembers up to where each partition has told what its database did, so that a connector that
-/// went back and repeats itself is not heard twice.
+/// It remembers up to where each connector has told a partition what its database did, so that one
+/// that went back and repeats itself is not heard twice.
 pub struct Decoder {
     format: Format,
     /// The names of all fields that are read: the row's, the key's, and those of a flattened row.
     names: Vec<String>,
-    heard: HashMap<Box<str>, Heard>,
+    /// By a hash of the partition and the connector's name: several may fill one topic.
+    heard: HashMap<u64, Heard>,
     hashing: RandomState,
 }
 
@@ -325,14 +326,7 @@ impl Decoder {
             Some("t") => return Ok([Some(Told::truncated(at)), None]),
             _ => {}
         }
-        let key_in = |fields: Option<&Vec<Field<'a>>>| match (fields, by_columns) {
-            (Some(fields), true) => self.key_of(fields).map(Some),
-            (None, true) => Ok(None),
-            (_, false) => Ok(own_key.clone()),
-        };
-        let key = key_in(after.as_ref().or(before.as_ref()));
-        let key = key.map_err(|reason| (own_key.clone(), reason))?;
-        let key = key.ok_or_else(|| (None, NO_KEY.to_owned()))?;
+        let key = self.key(own_key, after.as_deref().or(before.as_deref()))?;
         let Some(fields) = after else {
             return Ok([Some(Told::gone(key, at)), None]);
         };
@@ -364,11 +358,7 @@ impl Decoder {
         if is(OP, "t") {
             return Ok([Some(Told::truncated(at)), None]);
         }
-        let key = match self.format.key_columns.is_empty() {
-            true => own_key.clone(),
-            false => Some(self.key_of(&fields).map_err(refused)?),
-        };
-        let key = key.ok_or_else(|| (None, NO_KEY.to_owned()))?;
+        let key = self.key(own_key.clone(), Some(&fields))?;
         let gone = is(OP, "d")
             || is(DELETED, "true")
             || matches!(marker(DELETED), Some(Field::Boolean(true)));
@@ -399,10 +389,7 @@ impl Decoder {
         let Some(fields) = fields else {
             return Ok([key.map(|key| Told::gone(key, 0)), None]);
         };
-        let key = match self.format.key_columns.is_empty() {
-            true => key.clone().ok_or_else(|| (None, NO_KEY.to_owned()))?,
-            false => self.key_of(&fields).map_err(refused)?,
-        };
+        let key = self.key(key.clone(), Some(&fields))?;
         Ok([
             Some(Told {
                 key,
@@ -411,6 +398,16 @@ impl Decoder {
             }),
             None,
         ])
+    }
+
+    /// The key of a row: the message's own, or what the row's key columns make.
+    fn key(&self, own: Option<Text>, fields: Option<&[Field<'_>]>) -> Result<Text, Refused> {
+        let key = match fields {
+            _ if self.format.key_columns.is_empty() => own,
+            Some(fields) => Some(self.key_of(fields).map_err(|reason| (own, reason))?),
+            None => None,
+        };
+        key.ok_or_else(|| (None, NO_KEY.to_owned()))
     }
 
     /// The key that a row's key columns make: the value of one, an object of several.
@@ -441,18 +438,20 @@ impl Decoder {
     /// PostgreSQL's events come in the order of commits and, within one, of the log. An event at or
     /// before the last one in that order is a repetition, unless it was made later: then the
     /// database itself went back, to a backup.
-    fn repeated(&mut self, order: &EventOrder, op: Option<&str>, message: &Message<'_>) -> bool {
+    fn repeated(
+        &mut self,
+        order: &EventOrder<'_>,
+        op: Option<&str>,
+        message: &Message<'_>,
+    ) -> bool {
         let streamed = matches!(op, Some("c" | "u" | "d" | "t"));
         if !streamed || order.lsn == 0 || order.commit.is_none() {
             return false;
         }
-        let partition = partition(message);
-        if !self.heard.contains_key(partition) {
-            self.heard.insert(partition.into(), Heard::default());
-        }
-        let Some(heard) = self.heard.get_mut(partition) else {
-            return false;
-        };
+        let teller = self
+            .hashing
+            .hash_one((partition(message), &order.connector));
+        let heard = self.heard.entry(teller).or_default();
         // One change of a key is two events at the same place.
         let event = self.hashing.hash_one((op, message.key));
         let now = (order.commit, order.lsn);
@@ -510,7 +509,7 @@ impl Told<'_> {
     }
 }
 
-/// The last event that a partition told.
+/// The last event that a connector told a partition.
 #[derive(Default)]
 struct Heard {
     /// The commit before its own, and its place in the log.
@@ -587,12 +586,14 @@ struct DebeziumEvent<'a> {
     op: Option<Cow<'a, str>>,
     before: Option<Vec<Field<'a>>>,
     after: Option<Vec<Field<'a>>>,
-    order: EventOrder,
+    order: EventOrder<'a>,
 }
 
 /// Where an event stands in its database's log.
 #[derive(Default)]
-struct EventOrder {
+struct EventOrder<'a> {
+    /// The connector's name for its database.
+    connector: Cow<'a, str>,
     /// The last commit before the event's own transaction; events come in this order first.
     commit: Option<i64>,
     /// The event's place; events of a transaction come in this order. 0 if not known.
@@ -667,7 +668,7 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
 struct OrderSeed;
 
 impl<'de> DeserializeSeed<'de> for OrderSeed {
-    type Value = EventOrder;
+    type Value = EventOrder<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -675,7 +676,7 @@ impl<'de> DeserializeSeed<'de> for OrderSeed {
 }
 
 impl<'de> Visitor<'de> for OrderSeed {
-    type Value = EventOrder;
+    type Value = EventOrder<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("what is told of an event's source")
@@ -689,6 +690,11 @@ impl<'de> Visitor<'de> for OrderSeed {
         let mut order = EventOrder::default();
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
+                "name" => {
+                    if let Field::Text(name) = map.next_value_seed(FieldSeed)? {
+                        order.connector = name;
+                    }
+                }
                 "lsn" => order.lsn = number(map.next_value_seed(FieldSeed)?),
                 "ts_ms" => order.committed_ms = number(map.next_value_seed(FieldSeed)?),
                 // As it stands there: to take the escapes out would need an allocation.

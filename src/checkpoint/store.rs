@@ -426,10 +426,31 @@ impl Store {
     }
 }
 
-/// A table as of the last checkpoint at or before an epoch, with the epoch at which it had last
-/// changed; `None` if its log does not reach back so far, or there is no such table.
+/// The last epoch at or before this one whose checkpoint all tables have heard of.
 ///
-/// A checkpoint counts once all tables have heard of it.
+/// # Errors
+/// If the storage fails.
+pub async fn settled_epoch(plan: &TablesPlan, epoch: u64) -> Result<u64, StoreError> {
+    let (_, last) = last_manifest(&Manifests::open(&plan.folder)).await?;
+    let Some(last) = last.filter(|last| last.epoch <= epoch) else {
+        return Ok(epoch);
+    };
+    for relation in last.changes.keys() {
+        let Some(table) = open_existing(plan, relation).await? else {
+            continue;
+        };
+        let heard = table
+            .transaction(&application(&plan.pipeline, relation))
+            .await?;
+        if heard.is_none_or(|heard| heard.unsigned_abs() < last.epoch) {
+            return Ok(last.epoch - 1);
+        }
+    }
+    Ok(epoch)
+}
+
+/// A table as of a [`settled_epoch`], with the epoch at which it had last changed; `None` if its log
+/// does not reach back so far, or there is no such table.
 ///
 /// # Errors
 /// If the storage fails.
@@ -438,31 +459,7 @@ pub async fn table_at(
     relation: &str,
     epoch: u64,
 ) -> Result<Option<(u64, Table)>, StoreError> {
-    let mut known = BTreeMap::new();
-    let (_, last) = last_manifest(&Manifests::open(&plan.folder)).await?;
-    let last = last.filter(|last| last.epoch <= epoch);
-    let mut epoch = epoch;
-    for (name, schema) in &plan.relations {
-        let changed = last
-            .as_ref()
-            .is_some_and(|last| last.changes.contains_key(*name));
-        if !changed && *name != relation {
-            continue;
-        }
-        let schema = Arc::clone(schema);
-        let table = Table::open_existing(&plan.folder, name, schema, plan.deletes).await?;
-        let Some(table) = table else { continue };
-        if let Some(last) = last.as_ref().filter(|_| changed) {
-            let heard = table
-                .transaction(&application(&plan.pipeline, name))
-                .await?;
-            if heard.is_none_or(|heard| heard.unsigned_abs() < last.epoch) {
-                epoch = last.epoch - 1;
-            }
-        }
-        known.insert(*name, table);
-    }
-    let Some(table) = known.remove(relation) else {
+    let Some(table) = open_existing(plan, relation).await? else {
         return Ok(None);
     };
     let application = application(&plan.pipeline, relation);
@@ -470,6 +467,14 @@ pub async fn table_at(
         return Ok(None);
     };
     Ok(Some((changed.unsigned_abs(), table.at(version).await?)))
+}
+
+async fn open_existing(plan: &TablesPlan, relation: &str) -> Result<Option<Table>, StoreError> {
+    let Some((_, schema)) = plan.relations.iter().find(|(name, _)| *name == relation) else {
+        return Ok(None);
+    };
+    let schema = Arc::clone(schema);
+    Ok(Table::open_existing(&plan.folder, relation, schema, plan.deletes).await?)
 }
 
 fn report(relation: &str, mended: Mended) {

@@ -18,7 +18,7 @@ use dataflows::change::Epoch;
 use futures::future::BoxFuture;
 use sql::{Answer, QueryError, ReadError, Relations};
 
-use crate::checkpoint::store::{TablesPlan, table_at};
+use crate::checkpoint::store::{TablesPlan, settled_epoch, table_at};
 
 /// Later than every checkpoint.
 pub const NEWEST: Epoch = i64::MAX as Epoch;
@@ -73,6 +73,7 @@ pub async fn answer(
     query: &str,
     at: Epoch,
 ) -> Result<(Epoch, Answer), QueryError> {
+    let at = settled(plan, at).await.map_err(QueryError::Read)?;
     let mut tables = BTreeMap::new();
     let mut epoch = 0;
     for name in sql::relations_of(query)? {
@@ -102,6 +103,7 @@ pub async fn diff(
     from: Epoch,
     to: Epoch,
 ) -> Result<(Epoch, Answer), ReadError> {
+    let (from, to) = (settled(plan, from).await?, settled(plan, to).await?);
     let (_, before) = version_of(plan, relation, from).await?;
     let (epoch, after) = version_of(plan, relation, to).await?;
     let (gone, came) = (before.files().await, after.files().await);
@@ -136,7 +138,11 @@ fn unavailable(error: impl Into<anyhow::Error>) -> ReadError {
     ReadError::Unavailable(format!("{:#}", error.into()))
 }
 
-/// A table as of the last checkpoint at or before an epoch, and when that table had last changed.
+async fn settled(plan: &TablesPlan, epoch: Epoch) -> Result<Epoch, ReadError> {
+    settled_epoch(plan, epoch).await.map_err(unavailable)
+}
+
+/// A table as of the last checkpoint at or before a settled epoch, and when that table had last changed.
 async fn version_of(
     plan: &TablesPlan,
     relation: &str,

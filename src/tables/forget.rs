@@ -21,10 +21,11 @@ use serde_json::Value;
 use sql::Condition;
 
 use super::derive::{derive, process};
-use super::{commit, raw, rewrite, runtime};
+use super::{commit, raw, rewrite};
 use crate::checkpoint::store::{Store, TablesPlan};
 use crate::plan::{Plan, SourcePlan};
 use crate::query::past;
+use crate::runtime;
 
 /// What was removed from where.
 #[derive(Debug, Serialize)]
@@ -66,12 +67,11 @@ pub struct Purged {
 /// # Errors
 /// If the condition is not understood, the source still holds the rows, someone else writes the
 /// tables, or a purge left a trace.
-pub fn run(plan: &Plan, condition: &str, purge: bool, receipt: &Path) -> anyhow::Result<()> {
+pub fn run(plan: &Plan, text: &str, purge: bool, receipt: &Path) -> anyhow::Result<()> {
     let tables = plan.tables_plan()?;
     let tables = tables.context("the configuration keeps no tables")?;
-    let condition_text = condition;
-    let condition = Condition::parse(condition, &Bronze::schema())
-        .with_context(|| format!("cannot understand the condition \"{condition}\""))?;
+    let condition = Condition::parse(text, &Bronze::schema())
+        .with_context(|| format!("cannot understand the condition \"{text}\""))?;
     let runtime = runtime()?;
 
     let (before, forgotten) = runtime.block_on(async {
@@ -95,7 +95,7 @@ pub fn run(plan: &Plan, condition: &str, purge: bool, receipt: &Path) -> anyhow:
             false => None,
         };
         anyhow::Ok(Receipt {
-            condition: condition_text.to_owned(),
+            condition: text.to_owned(),
             time: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
             tables: tables.folder.location().to_owned(),
             relations,
@@ -140,43 +140,30 @@ impl Forgotten {
         condition: &Condition,
         earlier: bool,
     ) -> anyhow::Result<Self> {
-        let bronze = table(store, Bronze::RELATION)?;
         let mut goes = Self::default();
         let mut stays = Self::default();
-        for rows in bronze.rows().await? {
+        for rows in rows_of(tables, store, Bronze::RELATION, earlier).await? {
+            goes.add(&filter(&rows, condition.holds(&rows)?)?)?;
+        }
+        for rows in rows_of(tables, store, Bronze::RELATION, false).await? {
             let held = condition.holds(&rows)?;
-            goes.add(&filter(&rows, held.iter().copied())?)?;
             stays.add(&filter(&rows, held.iter().map(|held| !held))?)?;
         }
-        if earlier {
-            for file in data_files(&tables.folder, Bronze::RELATION).await? {
-                for rows in tables.folder.read_rows(&file).await? {
-                    goes.add(&filter(&rows, condition.holds(&rows)?)?)?;
-                }
-            }
-        }
         // A tweet without its mentions is a text of its own.
-        let mut cleaned = HashSet::new();
-        let mut files = data_files(&tables.folder, Silver::RELATION).await?;
-        files.retain(|_| earlier);
-        for file in files {
-            for rows in tables.folder.read_rows(&file).await? {
-                for row in Silver::from_batch(&rows).map_err(anyhow::Error::msg)? {
-                    if goes.keys.contains(&*row.key) {
-                        cleaned.insert(row.cleaned_text.to_string());
-                    }
+        for rows in rows_of(tables, store, Silver::RELATION, earlier).await? {
+            for row in Silver::from_batch(&rows).map_err(anyhow::Error::msg)? {
+                if goes.keys.contains(&*row.key) {
+                    goes.texts.insert(row.cleaned_text.to_string());
                 }
             }
         }
-        for rows in table(store, Silver::RELATION)?.rows().await? {
+        for rows in rows_of(tables, store, Silver::RELATION, false).await? {
             for row in Silver::from_batch(&rows).map_err(anyhow::Error::msg)? {
-                match goes.keys.contains(&*row.key) && !stays.keys.contains(&*row.key) {
-                    true => cleaned.insert(row.cleaned_text.to_string()),
-                    false => stays.texts.insert(row.cleaned_text.to_string()),
-                };
+                if !goes.keys.contains(&*row.key) || stays.keys.contains(&*row.key) {
+                    stays.texts.insert(row.cleaned_text.to_string());
+                }
             }
         }
-        goes.texts.extend(cleaned);
         goes.keys.retain(|key| !stays.keys.contains(key));
         goes.users.retain(|user| !stays.users.contains(user));
         goes.texts.retain(|text| !stays.texts.contains(text));
@@ -206,6 +193,23 @@ impl Forgotten {
             || quoted.any(|name| raw.contains(&name))
             || self.texts.iter().any(|text| raw.contains(text.as_str()))
     }
+}
+
+/// The rows of a relation: those of now, or all that any file in its folder still holds.
+async fn rows_of(
+    tables: &TablesPlan,
+    store: &Store,
+    relation: &str,
+    earlier: bool,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    if !earlier {
+        return Ok(table(store, relation)?.rows().await?);
+    }
+    let mut rows = Vec::new();
+    for file in data_files(&tables.folder, relation).await? {
+        rows.extend(tables.folder.read_rows(&file).await?);
+    }
+    Ok(rows)
 }
 
 fn table<'s>(store: &'s Store, relation: &str) -> anyhow::Result<&'s Table> {

@@ -14,13 +14,13 @@ use std::time::Duration;
 use anyhow::Context;
 use connectors::delta::{Action, DataFile, Keep, Manifests, Rewritten, Table};
 use serde_json::value::RawValue;
-use tokio::runtime::Runtime;
 
 use crate::checkpoint::lease::Lease;
 use crate::checkpoint::store::{Commit, Store, StoreError, TablesPlan};
 use crate::plan::Plan;
 use crate::progress::thousands;
 use crate::query::client::grid;
+use crate::runtime;
 
 /// What to do with the tables.
 #[derive(Clone, Copy, Debug)]
@@ -56,16 +56,16 @@ pub fn run(plan: &Plan, relation: Option<&str>, order: Order) -> anyhow::Result<
     let tables_plan = plan.tables_plan()?;
     let tables_plan = tables_plan.context("the configuration keeps no tables")?;
     let runtime = runtime()?;
-    let existing = runtime.block_on(open(&tables_plan, relation));
+    let existing = || runtime.block_on(open(&tables_plan, relation));
     let printed = match order {
-        Order::List => runtime.block_on(list(&existing?))?,
-        Order::History => runtime.block_on(history(&existing?))?,
+        Order::List => runtime.block_on(list(&existing()?))?,
+        Order::History => runtime.block_on(history(&existing()?))?,
         Order::Optimize => runtime.block_on(optimize(&tables_plan))?,
         Order::Vacuum { remove } => {
-            runtime.block_on(vacuum(&existing?, tables_plan.history, remove))?
+            runtime.block_on(vacuum(&existing()?, tables_plan.history, remove))?
         }
         Order::Verify { rescore } => {
-            existing?;
+            existing()?;
             let (printed, equal) = verify::verify(plan, rescore)?;
             print!("{printed}");
             return if equal { Ok(()) } else { Err(Differ.into()) };
@@ -80,13 +80,6 @@ pub fn run(plan: &Plan, relation: Option<&str>, order: Order) -> anyhow::Result<
 #[derive(Debug, thiserror::Error)]
 #[error("tables differ from what follows from bronze")]
 struct Differ;
-
-pub(crate) fn runtime() -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-}
 
 async fn open(
     plan: &TablesPlan,
@@ -113,12 +106,12 @@ async fn list(tables: &[(&str, Table)]) -> anyhow::Result<String> {
     for (relation, table) in tables {
         let files = table.files().await?;
         let marked: u64 = files.iter().map(DataFile::marked).sum();
-        let written: u64 = files.iter().map(|file| u64::from(file.rows)).sum();
+        let live: u64 = files.iter().map(DataFile::live).sum();
         let bytes: i64 = files.iter().map(|file| file.entry.size).sum();
         rows.push(vec![
             (*relation).to_owned(),
             table.version().to_string(),
-            thousands(written - marked),
+            thousands(live),
             thousands(marked),
             thousands(files.len() as u64),
             thousands(bytes.unsigned_abs()),

@@ -15,10 +15,11 @@ use dataflows::ports::{
 };
 use roaring::RoaringBitmap;
 
+use super::columns;
 use super::derive::{derive, process};
-use super::{columns, runtime};
 use crate::plan::Plan;
 use crate::progress::thousands;
+use crate::runtime;
 use crate::wire::WorkerEnvironment;
 
 /// Rows that are shown of each table, of those it lacks and of those it has too much of.

@@ -47,6 +47,11 @@ pub struct DataFile {
 }
 
 impl DataFile {
+    /// How many of its rows are part of the table.
+    pub fn live(&self) -> u64 {
+        u64::from(self.rows) - self.marked()
+    }
+
     /// How many of its rows have been removed by a deletion vector.
     pub fn marked(&self) -> u64 {
         let vector = self.entry.deletion_vector.as_ref();

@@ -34,7 +34,7 @@ impl Table {
         let mut group = Vec::new();
         let mut rows = 0;
         for file in self.files().await? {
-            let live = live(&file);
+            let live = file.live();
             if live >= FULL && file.entry.deletion_vector.is_none() {
                 continue;
             }
@@ -76,9 +76,4 @@ impl Table {
         rewritten.actions.extend(removed);
         Ok(())
     }
-}
-
-/// The rows of a file that are part of the table.
-fn live(file: &DataFile) -> u64 {
-    u64::from(file.rows) - file.marked()
 }
