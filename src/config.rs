@@ -122,10 +122,14 @@ pub struct KafkaSettings {
     pub topics: Vec<String>,
     /// How messages tell what changed.
     pub format: KafkaFormat,
+    /// How they are written.
+    pub encoding: KafkaEncoding,
     /// The columns that rows are told apart by; none for the message's key.
     pub key: Vec<String>,
     /// What stands for a large value that did not change.
     pub unavailable_value: String,
+    /// Who knows the schemas of messages in Avro.
+    pub registry: RegistrySettings,
     /// The client's properties, under librdkafka's names.
     pub properties: BTreeMap<String, String>,
 }
@@ -143,6 +147,31 @@ pub enum KafkaFormat {
     Upsert,
     /// Every message is another row.
     Append,
+}
+
+/// How messages of Kafka are written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KafkaEncoding {
+    /// As JSON, with or without a schema part.
+    #[default]
+    Json,
+    /// In Avro's binary form.
+    Avro,
+}
+
+/// A schema registry.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrySettings {
+    /// Where its API's paths begin.
+    pub url: String,
+    /// The user, if it asks for one.
+    pub user: String,
+    /// The user's password.
+    pub password: String,
+    /// The certificates, in PEM, of those who may have issued its own; empty for the system's.
+    pub authority_file: PathBuf,
 }
 
 /// What counts as a mention.
@@ -262,8 +291,10 @@ impl Default for KafkaSettings {
         Self {
             topics: vec!["tweets.public.tweets".to_owned()],
             format: KafkaFormat::default(),
+            encoding: KafkaEncoding::default(),
             key: Vec::new(),
             unavailable_value: UNAVAILABLE.to_owned(),
+            registry: RegistrySettings::default(),
             properties: properties.into_iter().map(owned).collect(),
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use connectors::delta::{DataFile, Manifests, Table};
 use connectors::message::{Message as Delivered, Polled};
-use dataflows::envelope::{Decoder, Envelope, Message, RowChange};
+use dataflows::envelope::{Decoder, Envelope, Message, NotYet, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
@@ -287,10 +287,13 @@ impl Sample {
         let message = Message {
             key: message.key,
             value: message.value,
+            headers: message.headers,
             position: message.position,
             received: Timestamp(now_ms() as i64 * 1_000),
         };
-        self.decoder.decode(&message, &mut told);
+        if let Err(NotYet(reason)) = self.decoder.decode(&message, &mut told) {
+            *self.rejects.entry(reason).or_default() += 1;
+        }
         for change in told {
             match change.state {
                 State::Row(Ok(row)) => {
@@ -309,16 +312,15 @@ impl Sample {
                 State::Truncated(_) => self.truncations += 1,
             }
         }
-        if let (true, Some(value)) = (self.debezium, message.value) {
-            self.look_into(value);
+        if self.debezium
+            && let Some(event) = self.decoder.tree(&message)
+        {
+            self.look_into(&event);
         }
     }
 
-    fn look_into(&mut self, value: &[u8]) {
-        let Ok(event) = serde_json::from_slice::<Value>(value) else {
-            return;
-        };
-        let event = event.get("payload").unwrap_or(&event);
+    fn look_into(&mut self, event: &Value) {
+        let event = event.get("payload").unwrap_or(event);
         let source = &event["source"];
         let text = |name: &str| source[name].as_str().unwrap_or("?");
         if source.is_object() {

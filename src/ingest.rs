@@ -1,12 +1,13 @@
 //! A thread a source: poll, decode into the open epoch, close the epoch, hand it over.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use connectors::message::{Polled, Source, SourceError};
+use connectors::message::{Message as Delivered, Polled, Source, SourceError};
 use dataflows::change::Epoch;
-use dataflows::envelope::Message;
+use dataflows::envelope::{HEADERS, Message, NotYet};
 use dataflows::operators::checkpoint::Position;
 use dataflows::ports::{Closed, Intake};
 use dataflows::record::Timestamp;
@@ -47,6 +48,7 @@ impl Ingest {
             let _ = Reader {
                 ingest: self,
                 source,
+                waiting: VecDeque::new(),
                 clock,
                 failures: Failures::default(),
             }
@@ -58,6 +60,8 @@ impl Ingest {
 struct Reader {
     ingest: Ingest,
     source: Box<dyn Source>,
+    /// What the source has delivered and cannot be decoded yet.
+    waiting: VecDeque<Waiting>,
     clock: Clock,
     failures: Failures,
 }
@@ -108,23 +112,7 @@ impl Reader {
                 std::thread::park_timeout(wait);
                 continue;
             }
-            let received = Timestamp(now_ms() as i64 * 1_000);
-            let intake = &mut self.ingest.intake;
-            let mut records = 0;
-            let polled = self.source.poll(wait, &mut |message| {
-                records += 1;
-                intake.push(&Message {
-                    key: message.key,
-                    value: message.value,
-                    position: message.position,
-                    received,
-                });
-            });
-            if records > 0 {
-                metrics::records(self.ingest.name, self.ingest.worker, records);
-                self.ingest.process.progress().records(records);
-            }
-            match polled {
+            match self.poll(wait) {
                 Ok(polled) => {
                     self.failures = Failures::default();
                     caught_up |= polled == Polled::CaughtUp;
@@ -143,9 +131,41 @@ impl Reader {
         }
     }
 
+    /// Reads some messages, unless some wait that came before.
+    fn poll(&mut self, wait: Duration) -> Result<Polled, SourceError> {
+        let intake = &mut self.ingest.intake;
+        while let Some(message) = self.waiting.front() {
+            let pushed = message.push(&mut **intake);
+            pushed.map_err(|NotYet(reason)| SourceError::Retry(reason))?;
+            self.waiting.pop_front();
+        }
+        let received = Timestamp(now_ms() as i64 * 1_000);
+        let waiting = &mut self.waiting;
+        let mut records = 0;
+        let polled = self.source.poll(wait, &mut |message| {
+            records += 1;
+            // What follows on one that waits must wait as well: it may be about the same row.
+            if !waiting.is_empty() || push(&mut **intake, message, received).is_err() {
+                waiting.push_back(Waiting::new(message, received));
+            }
+        });
+        if records > 0 {
+            metrics::records(self.ingest.name, self.ingest.worker, records);
+            self.ingest.process.progress().records(records);
+        }
+        match self.waiting.is_empty() {
+            true => polled,
+            false => Ok(Polled::Some),
+        }
+    }
+
     fn close_epoch(&mut self) -> Result<Epoch, Closed> {
         let epoch = self.clock.next_epoch();
-        let moved = self.source.moved().into_iter();
+        // What waits has not been read, so the positions stay where they were.
+        let moved = match self.waiting.is_empty() {
+            true => self.source.moved().into_iter(),
+            false => Vec::new().into_iter(),
+        };
         let moved = moved.map(|(partition, next_offset)| Position {
             partition,
             next_offset,
@@ -167,6 +187,58 @@ impl Reader {
         {
             self.source.durable(&durable);
         }
+    }
+}
+
+fn push(
+    intake: &mut dyn Intake,
+    message: &Delivered<'_>,
+    received: Timestamp,
+) -> Result<(), NotYet> {
+    intake.push(&Message {
+        key: message.key,
+        value: message.value,
+        headers: message.headers,
+        position: message.position,
+        received,
+    })
+}
+
+/// A message that is kept until it can be decoded.
+struct Waiting {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<(&'static str, Vec<u8>)>,
+    position: String,
+    received: Timestamp,
+}
+
+impl Waiting {
+    fn new(message: &Delivered<'_>, received: Timestamp) -> Self {
+        let headers = HEADERS.into_iter();
+        let headers = headers.filter_map(|name| Some((name, (message.headers)(name)?)));
+        Self {
+            key: message.key.map(<[u8]>::to_vec),
+            value: message.value.map(<[u8]>::to_vec),
+            headers: headers.collect(),
+            position: message.position.to_owned(),
+            received,
+        }
+    }
+
+    fn push(&self, intake: &mut dyn Intake) -> Result<(), NotYet> {
+        let header = |wanted: &str| {
+            let mut headers = self.headers.iter();
+            let (_, value) = headers.find(|(name, _)| *name == wanted)?;
+            Some(value.clone())
+        };
+        let message = Delivered {
+            key: self.key.as_deref(),
+            value: self.value.as_deref(),
+            headers: &header,
+            position: &self.position,
+        };
+        push(intake, &message, self.received)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod peers;
 pub mod plan;
 pub mod progress;
 pub mod query;
+pub mod schemas;
 pub mod tables;
 pub mod wire;
 pub mod worker;

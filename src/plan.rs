@@ -8,15 +8,20 @@ use std::time::Duration;
 
 use connectors::delta::{Deletes, TableError, TablesFolder};
 use connectors::kafka::KafkaSettings;
-use dataflows::envelope::{Envelope, Format};
+use connectors::registry::Registry;
+use dataflows::envelope::{Encoding, Envelope, Format};
 use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::pipelines::mentions::mention::MentionRule;
+use url::Url;
 
 use crate::checkpoint::store::TablesPlan;
-use crate::config::{self, KafkaFormat, Settings, SourceKind, line_of};
+use crate::config::{
+    self, KafkaEncoding, KafkaFormat, RegistrySettings, Settings, SourceKind, line_of,
+};
 use crate::peers::Secret;
 use crate::peers::tls::Tls;
+use crate::schemas::RegistrySchemas;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -217,7 +222,7 @@ impl Plan {
             pipeline: settings.pipeline.clone(),
             tick_ms: settings.tick_ms,
             source: check.source(settings, folder),
-            format: check.format(settings),
+            format: check.format(settings, folder),
             most_rejects_percent: settings.source.most_rejects_percent,
             mentions: check.mentions(settings),
             model: check.model(settings, folder),
@@ -273,7 +278,7 @@ impl Check<'_> {
         }
     }
 
-    fn format(&mut self, settings: &Settings) -> Format {
+    fn format(&mut self, settings: &Settings, folder: &Path) -> Format {
         let columns = &settings.source.columns;
         let columns = [
             &columns.date,
@@ -301,13 +306,52 @@ impl Check<'_> {
             (SourceKind::Kafka, KafkaFormat::Upsert) => Envelope::Upsert,
             (SourceKind::Kafka, KafkaFormat::Append) => Envelope::Append,
         };
+        let encoding = match kafka.encoding {
+            KafkaEncoding::Json => Encoding::Json,
+            KafkaEncoding::Avro => self.avro(&kafka.registry, folder),
+        };
         Format {
             envelope,
+            encoding,
             key_columns: kafka.key.clone(),
             several_topics: kafka.topics.len() > 1
                 || kafka.topics.iter().any(|t| t.starts_with('^')),
             unavailable: kafka.unavailable_value.clone(),
             ..format
+        }
+    }
+
+    fn avro(&mut self, registry: &RegistrySettings, folder: &Path) -> Encoding {
+        let url = Url::parse(&registry.url).ok();
+        let Some(url) = url.filter(|url| ["http", "https"].contains(&url.scheme())) else {
+            let message =
+                "names no registry; messages in Avro need one, such as \"http://127.0.0.1:8081\"";
+            self.mistake("source.kafka.registry.url", message);
+            return Encoding::Json;
+        };
+        let key = "source.kafka.registry.authority_file";
+        let named = !registry.authority_file.as_os_str().is_empty();
+        let authority = named.then(|| folder.join(&registry.authority_file));
+        let authority = authority.and_then(|file| {
+            let read = std::fs::read(&file);
+            read.map_err(|error| {
+                self.mistake(key, format!("cannot read {}: {error}", file.display()))
+            })
+            .ok()
+        });
+        let password = || registry.password.clone();
+        let user = (!registry.user.is_empty()).then(|| (registry.user.clone(), password()));
+        let registry = Registry::new(connectors::registry::RegistrySettings {
+            url,
+            user,
+            authority,
+        });
+        match registry {
+            Ok(registry) => Encoding::Avro(Arc::new(RegistrySchemas(registry))),
+            Err(error) => {
+                self.mistake(key, error);
+                Encoding::Json
+            }
         }
     }
 

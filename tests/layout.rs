@@ -12,10 +12,11 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A dependency, and the only members that may name it.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 10] = [
     ("timely", &["assay", "dataflows"]),
     ("differential-dataflow", &["dataflows"]),
     ("rdkafka", &["benches", "connectors"]),
+    ("reqwest", &["connectors"]),
     ("deltalake", &["connectors"]),
     ("tokio-postgres", &["assay", "connectors"]),
     ("tract-onnx", &["models"]),

@@ -11,6 +11,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use serde_json::{Value, json};
 use support::numbers::Numbers;
@@ -43,11 +45,8 @@ impl Database {
     }
 
     /// The rows of a table as bronze should have them: by key the text, user, date and label.
-    fn rows(&self, topic: &str, table: &str) -> BTreeMap<String, [Option<String>; 4]> {
-        let sql = format!(
-            "select id::text, body, who, (extract(epoch from at) * 1000000)::bigint::text, mood::text \
-             from {table}"
-        );
+    fn rows(&self, topic: &str, table: &str, date: &str) -> BTreeMap<String, [Option<String>; 4]> {
+        let sql = format!("select id::text, body, who, {date}, mood::text from {table}");
         let rows = self.runtime.block_on(self.client.query(&sql, &[])).unwrap();
         rows.iter()
             .map(|row| {
@@ -128,6 +127,43 @@ const LINES: &str = "format = \"FORMAT\"\n[source.columns]\ntext = \"body\"\nuse
                      date = \"at\"\nsentiment = \"mood\"\n[mentions]\nnumeric_date = \"microseconds\"\n\
                      [model]\nenabled = false\n[tables]\ncheckpoint_interval_s = 1\n";
 
+/// Dates as JSON has them, counts of microseconds, and as Avro does, whose schemas tell what is counted.
+const COUNTED: &str = "(extract(epoch from at) * 1000000)::bigint::text";
+const WRITTEN: &str = "to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')";
+
+/// What makes a connector write Avro: Confluent's wire format, or else with numbers in headers.
+fn avro(in_headers: bool) -> Value {
+    let registry =
+        std::env::var("ASSAY_TEST_REGISTRY_CONVERTER").expect("set by `cargo xtask test`");
+    let mut settings = json!({
+        "skipped.operations": "none",
+        "schema.name.adjustment.mode": "avro",
+        "field.name.adjustment.mode": "avro",
+    });
+    for part in ["key", "value"] {
+        let converter = format!("{part}.converter");
+        settings[&converter] = json!("io.apicurio.registry.utils.converter.AvroConverter");
+        let mut set = |name: &str, value: &str| {
+            settings[format!("{converter}.apicurio.registry.{name}")] = json!(value);
+        };
+        set("url", &registry);
+        set("auto-register", "true");
+        set("use-id", "contentId");
+        set("headers.enabled", &in_headers.to_string());
+        set("as-confluent", &(!in_headers).to_string());
+    }
+    settings
+}
+
+/// The lines that have Avro read, with a registry that is asked there.
+fn avro_lines(registry: &str) -> String {
+    format!("encoding = \"avro\"\nregistry = {{ url = \"{registry}\" }}\n")
+}
+
+fn registry() -> String {
+    std::env::var("ASSAY_TEST_REGISTRY").expect("set by `cargo xtask test`")
+}
+
 /// A site that reads topics; `topics` is TOML.
 fn site(services: &Services, topics: &str, format: &str) -> Site {
     let kafka = services.kafka();
@@ -140,24 +176,34 @@ fn site(services: &Services, topics: &str, format: &str) -> Site {
 
 #[test]
 fn whatever_tables_go_through_is_followed() {
+    let settings = json!({ "skipped.operations": "none" });
+    follow("through", &settings, "", COUNTED);
+}
+
+#[test]
+fn whatever_tables_go_through_is_followed_in_avro() {
+    follow("avro", &avro(false), &avro_lines(&registry()), WRITTEN);
+}
+
+/// Follows two tables through all that can happen to them.
+fn follow(name: &str, settings: &Value, lines: &str, date: &str) {
     let services = Services::find();
     let database = Database::connect(&services);
-    let tables = ["gone_through_a", "gone_through_b"];
+    let tables = [&*format!("{name}_a"), &*format!("{name}_b")];
     for table in tables {
         database.run(&format!("create table {table} ({COLUMNS})"));
         database.run(&format!(
             "insert into {table} values (1, '@bo first', 'ada', null, 4)"
         ));
     }
-    let settings = json!({ "skipped.operations": "none" });
-    let connector = services.capture_as("through", &tables, &settings);
-    let topic = |table: &str| format!("through.public.{table}");
+    let connector = services.capture_as(name, &tables, settings);
+    let topic = |table: &str| format!("{name}.public.{table}");
     for table in tables {
         services.wait_for_topic(&topic(table));
     }
     let site = site(
         &services,
-        "['^through\\.public\\.gone_through_[ab]$']",
+        &format!("['^{name}\\.public\\.{name}_[ab]$']\n{lines}"),
         "debezium",
     );
 
@@ -192,7 +238,7 @@ fn whatever_tables_go_through_is_followed() {
     });
     let mut expected = BTreeMap::new();
     for table in tables {
-        expected.extend(database.rows(&topic(table), table));
+        expected.extend(database.rows(&topic(table), table, date));
     }
     assert!(expected.len() > 20, "{}", expected.len());
     let found = bronze(&running);
@@ -218,6 +264,96 @@ fn whatever_tables_go_through_is_followed() {
 
 fn short(text: Option<String>) -> Option<String> {
     text.map(|text| text.chars().take(40).collect())
+}
+
+/// A registry that is out of order for a while, and then passes questions on to the real one.
+fn failing_registry(failures: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let real = registry();
+    let real = real.strip_prefix("http://").unwrap();
+    let (real, prefix) = real.split_once('/').unwrap();
+    let (real, prefix) = (real.to_owned(), prefix.to_owned());
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let path = line.split(' ').nth(1).unwrap();
+            if number < failures {
+                let answer = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n";
+                stream.write_all(answer.as_bytes()).unwrap();
+                continue;
+            }
+            let mut asked = TcpStream::connect(&real).unwrap();
+            write!(
+                asked,
+                "GET /{prefix}{path} HTTP/1.0\r\nHost: {real}\r\n\r\n"
+            )
+            .unwrap();
+            let mut answer = Vec::new();
+            asked.read_to_end(&mut answer).unwrap();
+            stream.write_all(&answer).unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn avro_with_numbers_in_headers_waits_for_its_registry_and_follows_its_schema() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    database.run(&format!("create table headed ({COLUMNS})"));
+    database.run(
+        "insert into headed values (1, '@bo one', 'ada', null, 4), (2, '@cy two', 'bo', null, 0)",
+    );
+    let _connector = services.capture_as("headed", &["headed"], &avro(true));
+    services.wait_for_topic("headed.public.headed");
+    let lines = avro_lines(&failing_registry(3));
+    let site = site(
+        &services,
+        &format!("['headed.public.headed']\n{lines}"),
+        "debezium",
+    );
+    let running = site.start(&[]);
+    running.wait_for("the snapshot", || {
+        running.number("select count(*) from bronze") == 2
+    });
+    let (_, metrics) = running.get("/metrics").unwrap();
+    assert!(
+        metrics.contains("assay_source_retries_total{source=\"tweets\"}"),
+        "{metrics}"
+    );
+    // Columns come, change and go; each time the registry has another schema.
+    database.run("alter table headed add column place text default 'here'; update headed set who = 'cy' where id = 1");
+    database.run("alter table headed alter column mood type bigint; insert into headed values (3, '@di three', 'di', null, 2)");
+    database.run("alter table headed drop column who; delete from headed where id = 2; update headed set body = '@ed' where id = 3");
+    running.wait_for("the changes", || {
+        let row = "select count(*) from bronze where text = '@ed' and \"user\" is null and sentiment = '2'";
+        running.number(row) == 1
+    });
+    assert_eq!(running.number("select count(*) from bronze"), 2);
+    // What does not suit is rejected by itself, with its field and why; the rest goes on.
+    database.run(
+        "alter table headed alter column body type integer using 7; \
+         insert into headed values (4, 5, null, 0)",
+    );
+    let reason = "select reason from rejects where stage = 'decode' and key = '4'";
+    running.wait_for("the reject", || running.sql(reason).len() == 1);
+    let said = running.sql(reason)[0]["reason"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        said,
+        "field \"after.body\": expected a string, found a whole number"
+    );
+    database.run(
+        "alter table headed alter column body type text; update headed set body = '@fi' where id = 4",
+    );
+    running.wait_for("the row", || running.sql(reason).is_empty());
+    assert_eq!(running.number("select count(*) from bronze"), 3);
+    running.stop();
 }
 
 #[test]
@@ -291,7 +427,7 @@ fn a_text_that_cannot_be_known_is_a_reject_until_it_is_sent() {
     running.wait_for("the reject", || reasons().len() == 1);
     let reason = reasons()[0]["reason"].as_str().unwrap().to_owned();
     assert!(
-        reason.contains("\"body\"") && reason.contains("replica identity full"),
+        reason.contains("\"after.body\"") && reason.contains("replica identity full"),
         "{reason}"
     );
     database.run("update unknown_text set body = '@bo short' where id = 1");

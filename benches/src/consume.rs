@@ -65,11 +65,12 @@ pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
             let message = Message {
                 key: message.key,
                 value: message.value,
+                headers: message.headers,
                 position: message.position,
                 received,
             };
             messages += 1;
-            decoder.decode(&message, &mut decoded);
+            let _ = decoder.decode(&message, &mut decoded);
             let understood = |change: &RowChange<_>| !matches!(change.state, State::Row(Err(_)));
             changes += black_box(&decoded)
                 .iter()

@@ -241,7 +241,7 @@ mod tests {
     use std::collections::HashMap;
     use std::sync::Arc;
 
-    use dataflows::envelope::{Decoder, Envelope, Format, Message, RowChange};
+    use dataflows::envelope::{Decoder, Envelope, Format, Message, NO_HEADERS, RowChange};
     use dataflows::operators::upsert::State;
     use dataflows::pipelines::mentions::Bronze;
     use dataflows::record::Timestamp;
@@ -261,11 +261,12 @@ mod tests {
             let message = Message {
                 key: Some(key.as_bytes()),
                 value: Some(value.as_bytes()),
+                headers: NO_HEADERS,
                 position: "t/0/0",
                 received: Timestamp(0),
             };
             let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
-            decoder.decode(&message, &mut told);
+            decoder.decode(&message, &mut told).unwrap();
             let change = told.pop().unwrap();
             match change.state {
                 State::Row(Ok(row)) => drop(decoded.insert(change.key, row)),

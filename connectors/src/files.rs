@@ -306,6 +306,7 @@ fn deliver_one(
         deliver(&Message {
             key: Some(file.as_bytes()),
             value,
+            headers: &|_| None,
             position: file,
         });
     } else {
@@ -313,6 +314,7 @@ fn deliver_one(
         deliver(&Message {
             key: Some(key.as_bytes()),
             value,
+            headers: &|_| None,
             position: &key,
         });
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message as _;
+use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientContext, Offset as KafkaOffset};
@@ -431,9 +431,15 @@ impl Source for KafkaSource {
             let _ = write!(self.position, "{}/{}", partition.name, message.offset());
             partition.next_offset = message.offset() + 1;
             partition.moved = true;
+            let header = |name: &str| {
+                let mut headers = message.headers()?.iter();
+                let header = headers.find(|header| header.key == name)?;
+                header.value.map(<[u8]>::to_vec)
+            };
             deliver(&Message {
                 key: message.key(),
                 value: message.payload(),
+                headers: &header,
                 position: &self.position,
             });
         }

@@ -5,6 +5,7 @@
 //! - [`message`]: the one shape of all sources.
 //! - [`files`]: a folder of JSON and JSON-lines files.
 //! - [`kafka`]: partitions of topics.
+//! - [`registry`]: the schemas that messages are written with.
 //! - [`delta`]: Delta tables, and the manifests that commit them together.
 //! - [`postgres`]: rows written to a database, to try a pipeline out.
 
@@ -13,3 +14,4 @@ pub mod files;
 pub mod kafka;
 pub mod message;
 pub mod postgres;
+pub mod registry;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A message as the connector delivers it, valid until the next one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Message<'a> {
     /// The key: a Kafka message's key, or the file's path in its folder.
     pub key: Option<&'a [u8]>,
     /// The value; none says that the key's row is gone.
     pub value: Option<&'a [u8]>,
+    /// Looks a header up by its name.
+    pub headers: &'a dyn Fn(&str) -> Option<Vec<u8>>,
     /// Where the message came from: `topic/partition/offset`, or the file's path.
     pub position: &'a str,
 }

@@ -30,7 +30,7 @@ use timely::dataflow::{InputHandleVec, Scope, StreamVec};
 use timely::progress::frontier::AntichainRef;
 
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Decoder, Format, Message, RowChange, SourceRow};
+use crate::envelope::{Decoder, Format, Message, NotYet, RowChange, SourceRow};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::{StoredRow, persist};
 use crate::operators::upsert::{State, Upsert};
@@ -323,7 +323,7 @@ impl<'s, 'e> Ports<'s, 'e> {
         stored_keys: HashSet<Text>,
     ) -> StreamVec<'s, Epoch, RowChange<R>> {
         let (sender, receiver) = mpsc::sync_channel(EPOCHS_IN_FLIGHT);
-        let decoder = self.decoder(name);
+        let decoder = Decoder::new(self.format(name));
         let intake = DecodingIntake {
             decoder,
             workers: self.scope.peers() as u64,
@@ -375,9 +375,9 @@ impl<'s, 'e> Ports<'s, 'e> {
         Ok(rows)
     }
 
-    /// A decoder of the named source's messages.
-    pub fn decoder(&self, source: &str) -> Decoder {
-        Decoder::new(self.environment.format(source))
+    /// What the named source's messages look like.
+    pub fn format(&self, source: &str) -> Format {
+        self.environment.format(source)
     }
 
     /// Whether the named source tells its whole present state at start.
@@ -504,7 +504,10 @@ pub struct Closed;
 /// The end of a source that an ingest thread fills, one epoch after another.
 pub trait Intake: Send {
     /// Decodes a message into the open epoch.
-    fn push(&mut self, message: &Message<'_>);
+    ///
+    /// # Errors
+    /// If it cannot be decoded yet: it is to be pushed again, before any other.
+    fn push(&mut self, message: &Message<'_>) -> Result<(), NotYet>;
 
     /// Deletes the rows of the last checkpoint that a replaying source has not told of, of those
     /// keys that it would have told of; call when it has told everything once.
@@ -537,9 +540,9 @@ struct DecodingIntake<R> {
 }
 
 impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
-    fn push(&mut self, message: &Message<'_>) {
+    fn push(&mut self, message: &Message<'_>) -> Result<(), NotYet> {
         let known = self.open.len();
-        self.decoder.decode(message, &mut self.open);
+        self.decoder.decode(message, &mut self.open)?;
         for place in known..self.open.len() {
             let told = &self.open[place];
             if !self.unseen.is_empty() {
@@ -555,6 +558,7 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
                 self.open.extend((1..self.workers).map(copy));
             }
         }
+        Ok(())
     }
 
     fn sweep(&mut self, holds: &dyn Fn(&str) -> bool) {

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use dataflows::change::Text;
-use dataflows::envelope::{Decoder, Envelope, Format, Message, RowChange, UNAVAILABLE};
+use dataflows::envelope::{Decoder, Envelope, Format, Message, NO_HEADERS, RowChange, UNAVAILABLE};
 use dataflows::operators::upsert::{State, Upsert, upsert};
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
@@ -167,12 +167,13 @@ fn follow(
         let message = Message {
             key: told.key.as_deref().map(str::as_bytes),
             value: told.value.as_deref().map(str::as_bytes),
+            headers: NO_HEADERS,
             position,
             received: Timestamp(0),
         };
         let open = epochs.last_mut().unwrap();
         let known = open.len();
-        decoder.decode(&message, open);
+        decoder.decode(&message, open).unwrap();
         // As the intake does, a truncation is copied for every worker.
         for place in known..open.len() {
             if let State::Truncated(_) = open[place].state {

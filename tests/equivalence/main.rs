@@ -26,7 +26,7 @@ use assay::wire::{Process, WorkerEnvironment};
 use connectors::delta::{Deletes, Manifests, Table, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::{Envelope, Format, Message};
+use dataflows::envelope::{Envelope, Format, Message, NO_HEADERS};
 use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
@@ -327,12 +327,14 @@ fn work(
         {
             for offset in step.from[partition]..step.to[partition] {
                 let entry = &log.0[partition][offset];
-                intake.push(&Message {
+                let message = Message {
                     key: entry.key.as_deref(),
                     value: entry.value.as_deref(),
+                    headers: NO_HEADERS,
                     position: &Log::position(partition, offset),
                     received: Log::received(partition, offset),
-                });
+                };
+                intake.push(&message).unwrap();
             }
             let next_offset = step.to[partition] as i64;
             moved.push(Position {

@@ -100,9 +100,9 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
     let text = match &after["text"] {
         serde_json::Value::String(text) => text,
         serde_json::Value::Null => {
-            return reject("field \"text\": expected a string, found nothing");
+            return reject("field \"after.text\": expected a string, found nothing");
         }
-        _ => return reject("field \"text\": expected a string, found a whole number"),
+        _ => return reject("field \"after.text\": expected a string, found a whole number"),
     };
     let optional = |name: &str| match &after[name] {
         serde_json::Value::Null => None,

@@ -20,14 +20,16 @@ Commands:
   test [ARGS...]                    install what is missing, start the services on empty data, run
                                     fmt, clippy and the tests, stop the services; ARGS go to
                                     `cargo test` and leave fmt and clippy out
-  services up [--wipe]              start Kafka, Kafka Connect and PostgreSQL and leave them running
+  services up [--wipe]              start Kafka, a schema registry, Kafka Connect and PostgreSQL and
+                                    leave them running
   services down [--wipe]            stop them
   services status                   say which of them answer; exit code 1 if one does not
   services env                      print what the tests read, as lines for a shell
-  services start NAME               start one: kafka, connect or postgres
+  services start NAME               start one: kafka, registry, connect or postgres
   services stop NAME [--kill]       stop one, or kill it without a chance to tidy up
 
---wipe forgets the services' data: topics, connectors, databases. Downloads are kept.
+--wipe forgets the services' data: topics, connectors, databases. Downloads are kept. The registry forgets
+its schemas whenever it stops.
 
 Examples:
   cargo xtask test                             what continuous integration runs
@@ -42,6 +44,7 @@ Environment:
   ASSAY_KAFKA_PORT                  [default: 19092]
   ASSAY_KAFKA_CONTROLLER_PORT       [default: 19093]
   ASSAY_KAFKA_SECURE_PORT           TLS and SASL [default: 19094]
+  ASSAY_REGISTRY_PORT               [default: 18081]
   ASSAY_CONNECT_PORT                [default: 18083]
   ASSAY_POSTGRES_PORT               [default: 15432]
   ASSAY_SKIP_LINTS=1                `test` leaves fmt and clippy out

@@ -1,7 +1,9 @@
-//! Kafka, Kafka Connect with Debezium and PostgreSQL as plain processes on the loopback interface.
+//! Kafka, Kafka Connect with Debezium, a schema registry and PostgreSQL as plain processes on the loopback
+//! interface.
 //!
 //! ```text
-//! jars ──> Kafka ──> Connect        each arrow: started as soon as the one before is ready
+//! jars ─┬─> Kafka ────┬─> Connect   each arrow: started as soon as all before it are ready
+//!       └─> registry ─┘
 //! PostgreSQL                        at the same time
 //! ```
 //!
@@ -9,16 +11,19 @@
 //!
 //! | path                | what                                                        |
 //! |---------------------|-------------------------------------------------------------|
-//! | `lib`, `plugins`    | jars, kept for ever                                         |
+//! | `lib`, `plugins`    | jars of Kafka and Connect, kept for ever                    |
+//! | `registry`          | the registry's program, kept for ever; it has no data       |
 //! | `jars`, `etc`       | generated project and configuration files                   |
 //! | `data`              | what `--wipe` forgets; as root, PostgreSQL's is elsewhere   |
 //! | `log`, `pid`        | one file for each service                                   |
 
 mod connect;
+mod http;
 mod jars;
 mod kafka;
 mod postgres;
 pub(crate) mod readers;
+mod registry;
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -43,6 +48,7 @@ const KAFKA_PORT: (&str, u16) = ("ASSAY_KAFKA_PORT", 19092);
 const SECURE_PORT: (&str, u16) = ("ASSAY_KAFKA_SECURE_PORT", 19094);
 const CONTROLLER_PORT: (&str, u16) = ("ASSAY_KAFKA_CONTROLLER_PORT", 19093);
 const CONNECT_PORT: (&str, u16) = ("ASSAY_CONNECT_PORT", 18083);
+const REGISTRY_PORT: (&str, u16) = ("ASSAY_REGISTRY_PORT", 18081);
 const POSTGRES_PORT: (&str, u16) = ("ASSAY_POSTGRES_PORT", 15432);
 
 /// What happens to topics, connectors and databases of an earlier run.
@@ -62,12 +68,18 @@ pub(crate) enum Force {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Service {
     Kafka,
+    Registry,
     Connect,
     Postgres,
 }
 
 impl Service {
-    const ALL: [Service; 3] = [Service::Kafka, Service::Connect, Service::Postgres];
+    const ALL: [Service; 4] = [
+        Service::Kafka,
+        Service::Registry,
+        Service::Connect,
+        Service::Postgres,
+    ];
 
     pub(crate) fn named(name: &str) -> Outcome<Self> {
         Self::ALL
@@ -75,7 +87,7 @@ impl Service {
             .find(|service| service.name() == name)
             .ok_or_else(|| {
                 Failure::of_usage(format!(
-                    "unknown service `{name}`; there are kafka, connect and postgres"
+                    "unknown service `{name}`; there are kafka, registry, connect and postgres"
                 ))
             })
     }
@@ -83,6 +95,7 @@ impl Service {
     fn name(self) -> &'static str {
         match self {
             Service::Kafka => "kafka",
+            Service::Registry => "registry",
             Service::Connect => "connect",
             Service::Postgres => "postgres",
         }
@@ -96,6 +109,7 @@ impl Service {
                 (CONTROLLER_PORT.0, settings.controller_port),
                 (SECURE_PORT.0, settings.secure_port),
             ],
+            Service::Registry => vec![(REGISTRY_PORT.0, settings.registry_port)],
             Service::Connect => vec![(CONNECT_PORT.0, settings.connect_port)],
             Service::Postgres => vec![(POSTGRES_PORT.0, settings.postgres_port)],
         }
@@ -105,6 +119,7 @@ impl Service {
     fn prepare(self, settings: &Settings) -> Outcome<Command> {
         match self {
             Service::Kafka => kafka::prepare(settings),
+            Service::Registry => registry::prepare(settings),
             Service::Connect => connect::prepare(settings),
             Service::Postgres => postgres::prepare(settings),
         }
@@ -113,6 +128,7 @@ impl Service {
     fn ready(self, settings: &Settings) -> bool {
         match self {
             Service::Kafka => kafka::ready(settings),
+            Service::Registry => registry::ready(settings),
             Service::Connect => connect::ready(settings),
             Service::Postgres => postgres::ready(settings),
         }
@@ -122,7 +138,7 @@ impl Service {
         match self {
             // PostgreSQL's "fast": SIGTERM would wait until the last client has left.
             Service::Postgres => Signal::Interrupt,
-            Service::Kafka | Service::Connect => Signal::Terminate,
+            Service::Kafka | Service::Registry | Service::Connect => Signal::Terminate,
         }
     }
 
@@ -142,6 +158,7 @@ pub(crate) struct Settings {
     kafka_port: u16,
     controller_port: u16,
     secure_port: u16,
+    registry_port: u16,
     connect_port: u16,
     postgres_port: u16,
 }
@@ -153,6 +170,7 @@ impl Settings {
             kafka_port: port(KAFKA_PORT)?,
             controller_port: port(CONTROLLER_PORT)?,
             secure_port: port(SECURE_PORT)?,
+            registry_port: port(REGISTRY_PORT)?,
             connect_port: port(CONNECT_PORT)?,
             postgres_port: port(POSTGRES_PORT)?,
         })
@@ -232,6 +250,7 @@ pub(crate) fn environment(settings: &Settings) -> Vec<(&'static str, String)> {
     if let Ok(program) = env::current_exe() {
         variables.push(("ASSAY_TEST_XTASK", program.display().to_string()));
     }
+    variables.extend(registry::environment(settings));
     variables.extend(readers::environment(settings));
     variables
 }
@@ -266,13 +285,18 @@ pub(crate) fn up(settings: &Settings, data: Data) -> Outcome {
     }
     thread::scope(|scope| {
         let postgres = scope.spawn(|| start(settings, Service::Postgres));
-        let kafka_and_connect = jars::fetch(settings)
-            .and_then(|()| start(settings, Service::Kafka))
+        let others = jars::fetch(settings)
+            // A connector that goes on where it was needs the registry from its first message.
+            .and_then(|()| {
+                at_once(&[Service::Kafka, Service::Registry], |service| {
+                    start(settings, service)
+                })
+            })
             .and_then(|()| start(settings, Service::Connect));
         let postgres = postgres
             .join()
             .unwrap_or_else(|_| Err(Failure::new("the start of postgres panicked")));
-        kafka_and_connect.and(postgres)
+        others.and(postgres)
     })
 }
 
@@ -380,15 +404,28 @@ fn stop_all(settings: &Settings) -> Outcome {
     };
     // Connect goes first: it leaves its group at the broker and its slot in the database in good order.
     let connect = stop(Service::Connect);
-    let (kafka, postgres) = thread::scope(|scope| {
-        let kafka = scope.spawn(|| stop(Service::Kafka));
-        let postgres = stop(Service::Postgres);
-        let kafka = kafka
-            .join()
-            .unwrap_or_else(|_| Err(Failure::new("the stop of kafka panicked")));
-        (kafka, postgres)
-    });
-    connect.and(kafka).and(postgres)
+    let others = [Service::Kafka, Service::Registry, Service::Postgres];
+    connect.and(at_once(&others, stop))
+}
+
+/// Does the same to several services at once. All are waited for, whichever of them fails.
+fn at_once(services: &[Service], act: impl Fn(Service) -> Outcome + Sync) -> Outcome {
+    let act = &act;
+    thread::scope(|scope| {
+        let threads: Vec<_> = services
+            .iter()
+            .map(|&service| (service, scope.spawn(move || act(service))))
+            .collect();
+        threads
+            .into_iter()
+            .map(|(service, thread)| {
+                let panicked = || format!("the thread for {} panicked", service.name());
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Failure::new(panicked())))
+            })
+            .fold(Ok(()), Result::and)
+    })
 }
 
 fn wipe(settings: &Settings) -> Outcome {

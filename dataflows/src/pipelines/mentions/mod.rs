@@ -26,7 +26,7 @@ use timely::dataflow::operators::OkErr;
 use self::date::{DateUnit, parse_date};
 use self::mention::MentionRule;
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Field, Message, RowChange, SourceRow, optional_text, required_text};
+use crate::envelope::{Field, Message, Retry, RowChange, SourceRow, optional_text, required_text};
 use crate::operators::score::{ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, Upsert, upsert};
@@ -211,16 +211,23 @@ pub fn schemas() -> [(&'static str, SchemaRef); RELATIONS.len()] {
 impl SourceRow for Arc<Bronze> {
     const FIELDS: &'static [&'static str] = &["date", "user", "text", "sentiment"];
 
-    fn from_fields(key: Text, fields: &[Field<'_>], message: &Message<'_>) -> Result<Self, String> {
-        let [date, user, text, sentiment] = fields else {
+    fn from_fields(
+        key: Text,
+        fields: &[Field<'_>],
+        paths: &[String],
+        message: &Message<'_>,
+    ) -> Result<Self, String> {
+        let ([date, user, text, sentiment], [date_path, user_path, text_path, sentiment_path]) =
+            (fields, paths)
+        else {
             return Err("expected four fields".to_owned());
         };
         Ok(Arc::new(Bronze {
             key,
-            date: number_text("date", date)?,
-            user: optional_text("user", user)?,
-            text: required_text("text", text)?,
-            sentiment: number_text("sentiment", sentiment)?,
+            date: number_text(date_path, date)?,
+            user: optional_text(user_path, user)?,
+            text: required_text(text_path, text)?,
+            sentiment: number_text(sentiment_path, sentiment)?,
             source_file: message.position.into(),
             processing_time: message.received,
         }))
@@ -261,10 +268,10 @@ impl Revision for Bronze {
 }
 
 /// A field as text that may be a number: a label of Sentiment140, a date that Debezium counts.
-fn number_text(name: &str, field: &Field<'_>) -> Result<Option<Text>, String> {
+fn number_text(path: &str, field: &Field<'_>) -> Result<Option<Text>, String> {
     match field {
         Field::Integer(number) => Ok(Some(number.to_string().into())),
-        field => optional_text(name, field),
+        field => optional_text(path, field),
     }
 }
 
@@ -565,8 +572,8 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         .into_iter()
         .map(|row| Upsert::row(row.key.clone(), Ok(row)));
     // Whatever was refused may be of use to other settings.
-    let decoder = ports.decoder(SOURCE);
-    let unusable = rejects.map(|reject| match decoder.retry(&reject) {
+    let mut retry = Retry::new(ports.format(SOURCE));
+    let unusable = rejects.map(|reject| match retry.row(&reject) {
         Some((key, row)) => Upsert::row(key, Ok(row)),
         None => Upsert::row(reject.source_key(), Err(reject)),
     });

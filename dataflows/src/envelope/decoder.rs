@@ -1,0 +1,584 @@
+//! Decides what a message does to which row.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasher;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use foldhash::{HashMap, HashMapExt};
+use serde::de::DeserializeSeed;
+use serde_json::Value;
+
+use super::avro::Schema;
+use super::event::{EnvelopeSeed, EventOrder, KeySeed, RowSeed, key_text};
+use super::framing::{self, Part};
+use super::{
+    Encoding, Envelope, Field, Format, Message, NO_HEADERS, NotYet, SchemaError, SourceRow,
+};
+use crate::change::Text;
+use crate::operators::upsert::{Patch, State, Upsert};
+use crate::record::Bytes;
+use crate::reject::{DECODE, Reject};
+
+/// What a message does to a row, or that it could not be used.
+pub type RowChange<R> = Upsert<Result<R, Reject>>;
+
+/// Decodes the messages of one source.
+///
+/// It remembers up to where each connector has told a partition what its database did, so that one
+/// that went back and repeats itself is not heard twice.
+pub struct Decoder {
+    format: Format,
+    /// The names of all fields that are read: the row's, the key's, and those of a flattened row.
+    names: Vec<String>,
+    /// Where in a message the row's fields are, as rejects tell it.
+    paths: Vec<String>,
+    /// By a hash of the partition and the connector's name: several may fill one topic.
+    heard: HashMap<u64, Heard>,
+    hashing: RandomState,
+    /// Schemas that have been met, by number.
+    schemas: HashMap<u32, Arc<Schema>>,
+}
+
+impl Decoder {
+    /// A decoder for messages of this format.
+    pub fn new(format: Format) -> Self {
+        let mut names = [format.columns.clone(), format.key_columns.clone()].concat();
+        if format.envelope == Envelope::Flattened {
+            names.extend(MARKERS.map(str::to_owned));
+        }
+        let paths = format.columns.iter().map(|column| match format.envelope {
+            Envelope::Debezium => format!("after.{column}"),
+            _ => column.clone(),
+        });
+        let (paths, heard) = (paths.collect(), HashMap::new());
+        Self {
+            format,
+            names,
+            paths,
+            heard,
+            hashing: RandomState::default(),
+            schemas: HashMap::new(),
+        }
+    }
+
+    /// Decodes one message; what cannot be used becomes a reject in the place of its row.
+    ///
+    /// # Errors
+    /// If the message cannot be decoded yet; nothing has come of it then.
+    pub fn decode<R: SourceRow>(
+        &mut self,
+        message: &Message<'_>,
+        changes: &mut Vec<RowChange<R>>,
+    ) -> Result<(), NotYet> {
+        let told = match (
+            self.written(Part::Key, message),
+            self.written(Part::Value, message),
+        ) {
+            (Err(SchemaError::Unavailable(reason)), _)
+            | (_, Err(SchemaError::Unavailable(reason))) => return Err(NotYet(reason)),
+            (Err(SchemaError::Unknown(reason)), _) => Err((None, reason)),
+            (Ok(key), Err(SchemaError::Unknown(reason))) => {
+                Err((self.read_key(key.as_ref()).unwrap_or_default(), reason))
+            }
+            (Ok(key), Ok(value)) => {
+                let told = self.told(key.as_ref(), value.as_ref(), message);
+                told.map(|told| self.changes(told, message, changes))
+            }
+        };
+        if let Err((key, reason)) = told {
+            let key = key.map(|key| self.of_topic(key, message));
+            let reject = self.reject(key, reason, message);
+            let key = reject.source_key();
+            changes.push(Upsert::row(key, Err(reject)));
+        }
+        Ok(())
+    }
+
+    /// A message's whole value, for those who want to look into it.
+    pub fn tree(&mut self, message: &Message<'_>) -> Option<Value> {
+        let value = self.written(Part::Value, message).ok()??;
+        value.read(PhantomData).ok()
+    }
+
+    /// A part of a message as it was written.
+    fn written<'m>(
+        &mut self,
+        part: Part,
+        message: &Message<'m>,
+    ) -> Result<Option<Written<'m>>, SchemaError> {
+        let bytes = match part {
+            Part::Key => message.key,
+            Part::Value => message.value,
+        };
+        let (Some(bytes), Encoding::Avro(schemas)) = (bytes, &self.format.encoding) else {
+            let schema = None;
+            return Ok(bytes.map(|bytes| Written { schema, bytes }));
+        };
+        let Some((number, bytes)) = framing::numbered(part, bytes, message.headers) else {
+            return match part {
+                // Producers of plain keys are common.
+                Part::Key => Ok(Some(Written {
+                    schema: None,
+                    bytes,
+                })),
+                Part::Value => Err(SchemaError::Unknown(NO_SCHEMA_NUMBER.to_owned())),
+            };
+        };
+        let schema = match self.schemas.entry(number) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(entry) => Arc::clone(entry.insert(schemas.schema(number)?)),
+        };
+        let schema = Some(schema);
+        Ok(Some(Written { schema, bytes }))
+    }
+
+    /// What a message tells of rows, which a deleting and an inserting part of one event may make two.
+    fn told<'w>(
+        &mut self,
+        key: Option<&Written<'_>>,
+        value: Option<&'w Written<'w>>,
+        message: &Message<'_>,
+    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        let key = match self.format.envelope {
+            Envelope::Append => Some(message.position.into()),
+            _ => self.read_key(key).map_err(|reason| (None, reason))?,
+        };
+        let Some(value) = value else {
+            // A tombstone follows the event that deleted the row; without a key, or with a key that
+            // is not ours, it says nothing.
+            let deletes = match self.format.envelope {
+                Envelope::Debezium | Envelope::Flattened => self.format.key_columns.is_empty(),
+                Envelope::Upsert => true,
+                Envelope::Append => false,
+            };
+            let key = key.filter(|_| deletes);
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        match self.format.envelope {
+            Envelope::Debezium => self.debezium(key, value, message),
+            Envelope::Flattened => self.flattened(key, value),
+            Envelope::Upsert | Envelope::Append => self.row(key, value),
+        }
+    }
+
+    fn changes<R: SourceRow>(
+        &self,
+        told: [Option<Told<'_>>; 2],
+        message: &Message<'_>,
+        changes: &mut Vec<RowChange<R>>,
+    ) {
+        let told = told.into_iter().flatten();
+        changes.extend(told.map(|told| self.change(told, message)));
+    }
+
+    /// The change of a row, from what a message told.
+    fn change<R: SourceRow>(&self, told: Told<'_>, message: &Message<'_>) -> RowChange<R> {
+        let (key, at) = (self.of_topic(told.key, message), told.at);
+        let state = match told.fields {
+            RowFields::Gone => State::Gone,
+            // The intake makes a copy for every other worker.
+            RowFields::Truncated => State::Truncated(0),
+            RowFields::Now(fields) => self.state(&key, fields, message),
+        };
+        Upsert { key, at, state }
+    }
+
+    fn state<R: SourceRow>(
+        &self,
+        key: &Text,
+        mut fields: Vec<Field<'_>>,
+        message: &Message<'_>,
+    ) -> State<Result<R, Reject>> {
+        fields.truncate(self.format.columns.len());
+        let mut absent = 0;
+        let mut absent_name = None;
+        for (index, field) in fields.iter_mut().enumerate() {
+            if matches!(field, Field::Text(text) if *text == self.format.unavailable) {
+                absent |= 1 << index;
+                absent_name = Some(&self.paths[index]);
+                *field = Field::Text(Cow::Borrowed(""));
+            }
+        }
+        let refused = |reason| Err(self.reject(Some(key.clone()), reason, message));
+        let row = R::from_fields(key.clone(), &fields, &self.paths, message);
+        match (row, absent_name) {
+            (Err(reason), _) => State::Row(refused(reason)),
+            (Ok(row), None) => State::Row(Ok(row)),
+            (Ok(row), Some(name)) => State::Patch(Box::new(Patch {
+                row: Ok(row),
+                absent,
+                otherwise: refused(format!(
+                    "field \"{name}\": not sent, and no earlier row is known; set replica identity full"
+                )),
+            })),
+        }
+    }
+
+    /// A key among those of all topics.
+    fn of_topic(&self, key: Text, message: &Message<'_>) -> Text {
+        match self.format.several_topics {
+            true => format!("{}/{key}", topic(message)).into(),
+            false => key,
+        }
+    }
+
+    fn read_key(&self, key: Option<&Written<'_>>) -> Result<Option<Text>, String> {
+        match key {
+            None => Ok(None),
+            Some(Written {
+                schema: Some(schema),
+                bytes,
+            }) => {
+                let key = schema.read(bytes, KeySeed);
+                let key = key.map_err(|reason| format!("the key is {reason}"))?;
+                Ok(key.map(Text::from))
+            }
+            Some(Written { bytes, .. }) => plain_key(self.format.json_keys, bytes),
+        }
+    }
+
+    fn debezium<'w>(
+        &mut self,
+        own_key: Option<Text>,
+        value: &'w Written<'w>,
+        message: &Message<'_>,
+    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        let by_columns = !self.format.key_columns.is_empty();
+        let wanted = EnvelopeSeed {
+            names: &self.names,
+            before: by_columns,
+        };
+        let mut event = value
+            .read(wanted)
+            .map_err(|reason| (own_key.clone(), reason))?;
+        let at = event.order.lsn;
+        let (before, after) = match event.rows() {
+            Err(reason) => return Err((own_key, reason)),
+            Ok(rows) => rows,
+        };
+        if self.repeated(&event.order, event.op.as_deref(), message) {
+            return Ok([None, None]);
+        }
+        match event.op.as_deref() {
+            Some("m") => return Ok([None, None]),
+            Some("t") => return Ok([Some(Told::truncated(at)), None]),
+            _ => {}
+        }
+        let key = self.key(own_key, after.as_deref().or(before.as_deref()))?;
+        let Some(fields) = after else {
+            return Ok([Some(Told::gone(key, at)), None]);
+        };
+        // A key that is not the table's own may change by an update; the old row then is gone.
+        let old_key = before.filter(|_| by_columns);
+        let old_key = old_key.and_then(|before| self.key_of(&before).ok());
+        let left = old_key
+            .filter(|old| *old != key)
+            .map(|old| Told::gone(old, at));
+        let fields = RowFields::Now(fields);
+        Ok([left, Some(Told { key, at, fields })])
+    }
+
+    fn flattened<'w>(
+        &self,
+        own_key: Option<Text>,
+        value: &'w Written<'w>,
+    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        let refused = |reason| (own_key.clone(), reason);
+        let fields = value.read(RowSeed(&self.names)).map_err(refused)?;
+        let fields = fields.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
+        let marker = |place: usize| fields.get(self.names.len() - MARKERS.len() + place);
+        let at = match marker(LSN) {
+            Some(Field::Integer(lsn)) => *lsn,
+            _ => 0,
+        };
+        let is = |place, wanted: &str| matches!(marker(place), Some(Field::Text(text)) if text == wanted);
+        if is(OP, "t") {
+            return Ok([Some(Told::truncated(at)), None]);
+        }
+        let key = self.key(own_key.clone(), Some(&fields))?;
+        let gone = is(OP, "d")
+            || is(DELETED, "true")
+            || matches!(marker(DELETED), Some(Field::Boolean(true)));
+        let told = match gone {
+            true => Told::gone(key, at),
+            false => Told {
+                key,
+                at,
+                fields: RowFields::Now(fields),
+            },
+        };
+        Ok([Some(told), None])
+    }
+
+    fn row<'w>(
+        &self,
+        key: Option<Text>,
+        value: &'w Written<'w>,
+    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        let refused = |reason| (key.clone(), reason);
+        let fields = value.read(RowSeed(&self.names)).map_err(refused)?;
+        let Some(fields) = fields else {
+            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+        };
+        let key = self.key(key.clone(), Some(&fields))?;
+        Ok([
+            Some(Told {
+                key,
+                at: 0,
+                fields: RowFields::Now(fields),
+            }),
+            None,
+        ])
+    }
+
+    fn reject(&self, key: Option<Text>, reason: String, message: &Message<'_>) -> Reject {
+        let raw = match (&self.format.encoding, message.value) {
+            // Kept so that it can be tried again without its headers.
+            (Encoding::Avro(_), Some(value)) => {
+                framing::framed(Part::Value, value, message.headers).map(Bytes::from)
+            }
+            _ => None,
+        };
+        let as_it_came = || message.value.or(message.key).unwrap_or_default().into();
+        Reject {
+            position: message.position.into(),
+            key,
+            stage: DECODE.into(),
+            reason: reason.into(),
+            raw: raw.unwrap_or_else(as_it_came),
+            first_seen: message.received,
+        }
+    }
+
+    /// The key of a row: the message's own, or what the row's key columns make.
+    fn key(&self, own: Option<Text>, fields: Option<&[Field<'_>]>) -> Result<Text, Refused> {
+        let key = match fields {
+            _ if self.format.key_columns.is_empty() => own,
+            Some(fields) => Some(self.key_of(fields).map_err(|reason| (own, reason))?),
+            None => None,
+        };
+        key.ok_or_else(|| (None, NO_KEY.to_owned()))
+    }
+
+    /// The key that a row's key columns make: the value of one, an object of several.
+    fn key_of(&self, fields: &[Field<'_>]) -> Result<Text, String> {
+        let names = self.format.key_columns.iter();
+        let columns = names.zip(&fields[self.format.columns.len()..]);
+        let mut values = Vec::new();
+        for (name, field) in columns {
+            let value = match field {
+                Field::Text(text) => Value::from(text.as_ref()),
+                Field::Integer(number) => Value::from(*number),
+                Field::Boolean(value) => Value::from(*value),
+                other => {
+                    let found = other.describe();
+                    return Err(format!(
+                        "key column \"{name}\": expected a value, found {found}"
+                    ));
+                }
+            };
+            values.push((name.clone(), value));
+        }
+        Ok(key_text(values).into())
+    }
+
+    /// Whether an event tells again what its partition has told, because its connector went back;
+    /// otherwise takes note of it.
+    ///
+    /// PostgreSQL's events come in the order of commits and, within one, of the log. An event at or
+    /// before the last one in that order is a repetition, unless it was made later: then the
+    /// database itself went back, to a backup.
+    fn repeated(
+        &mut self,
+        order: &EventOrder<'_>,
+        op: Option<&str>,
+        message: &Message<'_>,
+    ) -> bool {
+        let streamed = matches!(op, Some("c" | "u" | "d" | "t"));
+        if !streamed || order.lsn == 0 || order.commit.is_none() {
+            return false;
+        }
+        let teller = self
+            .hashing
+            .hash_one((partition(message), &order.connector));
+        let heard = self.heard.entry(teller).or_default();
+        // One change of a key is two events at the same place.
+        let event = self.hashing.hash_one((op, message.key));
+        let now = (order.commit, order.lsn);
+        match now.cmp(&heard.last) {
+            _ if order.committed_ms > heard.committed_ms => {}
+            Ordering::Less => return true,
+            Ordering::Equal if heard.events.contains(&event) => return true,
+            Ordering::Equal | Ordering::Greater => {}
+        }
+        if now != heard.last {
+            heard.events.clear();
+        }
+        heard.last = now;
+        heard.committed_ms = order.committed_ms;
+        heard.events.push(event);
+        false
+    }
+}
+
+/// Tries messages again that could not be used once, and may be now that other columns or another
+/// format are asked for.
+pub struct Retry(Decoder);
+
+impl Retry {
+    /// Tries by this format.
+    pub fn new(format: Format) -> Self {
+        Self(Decoder::new(Format {
+            // The key has been read already.
+            json_keys: false,
+            ..format
+        }))
+    }
+
+    /// The row of a message that was rejected, if it has one now.
+    pub fn row<R: SourceRow>(&mut self, reject: &Reject) -> Option<(Text, R)> {
+        let mut message = Message {
+            key: None,
+            value: Some(&reject.raw),
+            headers: NO_HEADERS,
+            position: &reject.position,
+            received: reject.first_seen,
+        };
+        let prefix = format!("{}/", topic(&message));
+        let key = reject.key.as_deref();
+        let own_key = key.map(|key| match self.0.format.several_topics {
+            true => key.strip_prefix(&prefix).unwrap_or(key),
+            false => key,
+        });
+        message.key = own_key.map(str::as_bytes);
+        // Rejects come in no order, so none repeats another.
+        self.0.heard.clear();
+        let mut told = Vec::new();
+        self.0.decode(&message, &mut told).ok()?;
+        match told.pop()? {
+            Upsert {
+                key,
+                state: State::Row(Ok(row)),
+                ..
+            } => Some((key, row)),
+            _ => None,
+        }
+    }
+}
+
+/// A part of a message as it was written: in Avro if it has a schema, else in JSON or as plain text.
+struct Written<'m> {
+    schema: Option<Arc<Schema>>,
+    bytes: &'m [u8],
+}
+
+impl<'m> Written<'m> {
+    fn read<S: DeserializeSeed<'m>>(&'m self, seed: S) -> Result<S::Value, String> {
+        match &self.schema {
+            Some(schema) => schema.read(self.bytes, seed),
+            None => read_json(self.bytes, seed),
+        }
+    }
+}
+
+const NO_SCHEMA_NUMBER: &str = "the value does not tell the number of its schema; is it written in Avro, with a registry? \
+     Apicurio's converter needs use-id=contentId";
+
+/// A message that cannot be used: the key of its row, if it has one, and why.
+type Refused = (Option<Text>, String);
+
+const NO_KEY: &str =
+    "the message has no key; name the columns that tell rows apart in source.kafka.key";
+
+/// What a flattened row tells of its event, and the places of these fields after the others.
+const MARKERS: [&str; 3] = ["__op", "__deleted", "__lsn"];
+const OP: usize = 0;
+const DELETED: usize = 1;
+const LSN: usize = 2;
+
+/// What a message told of one row.
+struct Told<'a> {
+    key: Text,
+    /// The place in the database's log, 0 if not known.
+    at: i64,
+    fields: RowFields<'a>,
+}
+
+enum RowFields<'a> {
+    Now(Vec<Field<'a>>),
+    Gone,
+    Truncated,
+}
+
+impl Told<'_> {
+    fn gone(key: Text, at: i64) -> Self {
+        let fields = RowFields::Gone;
+        Self { key, at, fields }
+    }
+
+    fn truncated(at: i64) -> Self {
+        let (key, fields) = ("".into(), RowFields::Truncated);
+        Self { key, at, fields }
+    }
+}
+
+/// The last event that a connector told a partition.
+#[derive(Default)]
+struct Heard {
+    /// The commit before its own, and its place in the log.
+    last: (Option<i64>, i64),
+    committed_ms: i64,
+    /// The events at that very place.
+    events: Vec<u64>,
+}
+
+/// `topic/partition`, of a position `topic/partition/offset`.
+fn partition<'a>(message: &Message<'a>) -> &'a str {
+    message
+        .position
+        .rsplit_once('/')
+        .map_or("", |(partition, _)| partition)
+}
+
+fn topic<'a>(message: &Message<'a>) -> &'a str {
+    partition(message)
+        .rsplit_once('/')
+        .map_or("", |(topic, _)| topic)
+}
+
+/// The key that rows are told apart by; a JSON object of one column is that column's value.
+fn plain_key(json: bool, bytes: &[u8]) -> Result<Option<Text>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "the key is not UTF-8".to_owned())?;
+    if !json {
+        return Ok(Some(text.into()));
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed = KeySeed
+        .deserialize(&mut json)
+        .and_then(|key| json.end().map(|()| key));
+    match parsed {
+        Ok(key) => Ok(key.map(Text::from)),
+        // Keys of connectors without a JSON converter are plain strings, and may begin as JSON does.
+        Err(_) => Ok(Some(text.into())),
+    }
+}
+
+fn read_json<'a, S: DeserializeSeed<'a>>(bytes: &'a [u8], seed: S) -> Result<S::Value, String> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = seed
+        .deserialize(&mut json)
+        .map_err(|error| not_json(bytes, &error))?;
+    json.end().map_err(|error| not_json(bytes, &error))?;
+    Ok(value)
+}
+
+fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => format!("not a JSON object: {error}"),
+        Err(at) => format!("not UTF-8 at byte {}", at.valid_up_to()),
+    }
+}
