@@ -308,7 +308,7 @@ impl Sample {
                     *self.rejects.entry(reject.reason.to_string()).or_default() += 1
                 }
                 State::Patch(_) => self.patches += 1,
-                State::Gone => self.deletes += 1,
+                State::Gone | State::Left(_) | State::Arrived(_) => self.deletes += 1,
                 State::Truncated(_) => self.truncations += 1,
             }
         }

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use dataflows::change::Text;
-use dataflows::envelope::{Decoder, Envelope, Format, Message, NO_HEADERS, RowChange, UNAVAILABLE};
+use dataflows::envelope::{Decoder, Envelope, Format, Message, Retry, RowChange, UNAVAILABLE};
 use dataflows::operators::upsert::{State, Upsert, upsert};
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
@@ -69,6 +69,8 @@ struct Told {
     partition: usize,
     key: Option<String>,
     value: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
 }
 
 fn default_topic() -> String {
@@ -153,12 +155,15 @@ fn follow(
     let workers = 1 + numbers.below(3) as usize;
     let mut decoder = Decoder::new(format.clone());
     let mut epochs: Vec<Vec<RowChange<Arc<Bronze>>>> = vec![Vec::new()];
+    let mut retry = Retry::new(format.clone());
     for state in before {
-        let key: Text = match &state {
-            Ok(row) => row.key.clone(),
-            Err(reject) => reject.source_key(),
-        };
-        epochs[0].push(Upsert::row(key, state));
+        epochs[0].push(match state {
+            Ok(row) => Upsert::row(row.key.clone(), Ok(row)),
+            Err(reject) => {
+                let retried = retry.row(&reject);
+                retried.unwrap_or_else(|| Upsert::row(reject.source_key(), Err(reject)))
+            }
+        });
     }
     for (position, told) in messages {
         if numbers.below(3) == 0 {
@@ -167,7 +172,7 @@ fn follow(
         let message = Message {
             key: told.key.as_deref().map(str::as_bytes),
             value: told.value.as_deref().map(str::as_bytes),
-            headers: NO_HEADERS,
+            headers: &|name| told.headers.get(name).cloned().map(String::into_bytes),
             position,
             received: Timestamp(0),
         };

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::avro::Schema;
 use super::event::{EnvelopeSeed, EventOrder, KeySeed, RowSeed, key_text};
-use super::framing::{self, Part};
+use super::framing::{self, NEW_KEY, Part};
 use super::{
     Encoding, Envelope, Field, Format, Message, NO_HEADERS, NotYet, SchemaError, SourceRow,
 };
@@ -160,7 +160,7 @@ impl Decoder {
         };
         match self.format.envelope {
             Envelope::Debezium => self.debezium(key, value, message),
-            Envelope::Flattened => self.flattened(key, value),
+            Envelope::Flattened => self.flattened(key, value, message),
             Envelope::Upsert | Envelope::Append => self.row(key, value),
         }
     }
@@ -180,6 +180,7 @@ impl Decoder {
         let (key, at) = (self.of_topic(told.key, message), told.at);
         let state = match told.fields {
             RowFields::Gone => State::Gone,
+            RowFields::Left(to) => State::Left(self.of_topic(to, message)),
             // The intake makes a copy for every other worker.
             RowFields::Truncated => State::Truncated(0),
             RowFields::Now(fields) => self.state(&key, fields, message),
@@ -270,7 +271,7 @@ impl Decoder {
         }
         let key = self.key(own_key, after.as_deref().or(before.as_deref()))?;
         let Some(fields) = after else {
-            return Ok([Some(Told::gone(key, at)), None]);
+            return Ok([Some(self.gone(key, at, message)), None]);
         };
         // A key that is not the table's own may change by an update; the old row then is gone.
         let old_key = before.filter(|_| by_columns);
@@ -286,6 +287,7 @@ impl Decoder {
         &self,
         own_key: Option<Text>,
         value: &'w Written<'w>,
+        message: &Message<'_>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let refused = |reason| (own_key.clone(), reason);
         let fields = value.read(RowSeed(&self.names)).map_err(refused)?;
@@ -304,7 +306,7 @@ impl Decoder {
             || is(DELETED, "true")
             || matches!(marker(DELETED), Some(Field::Boolean(true)));
         let told = match gone {
-            true => Told::gone(key, at),
+            true => self.gone(key, at, message),
             false => Told {
                 key,
                 at,
@@ -362,6 +364,23 @@ impl Decoder {
             None => None,
         };
         key.ok_or_else(|| (None, NO_KEY.to_owned()))
+    }
+
+    /// A row that was deleted, or whose key has changed: then another event tells of it under its new key.
+    fn gone<'w>(&self, key: Text, at: i64, message: &Message<'_>) -> Told<'w> {
+        let header = (message.headers)(NEW_KEY);
+        let to = header.and_then(|header| match self.format.key_columns.as_slice() {
+            [] => plain_key(true, &header).ok()?,
+            _ => {
+                let columns = read_json(&header, RowSeed(&self.names)).ok()??;
+                self.key_of(&columns).ok()
+            }
+        });
+        let fields = match to.filter(|to| *to != key) {
+            Some(to) => RowFields::Left(to),
+            None => RowFields::Gone,
+        };
+        Told { key, at, fields }
     }
 
     /// The key that a row's key columns make: the value of one, an object of several.
@@ -439,8 +458,9 @@ impl Retry {
         }))
     }
 
-    /// The row of a message that was rejected, if it has one now.
-    pub fn row<R: SourceRow>(&mut self, reject: &Reject) -> Option<(Text, R)> {
+    /// What a message that was rejected does to a row, if it is of use now: it tells its row, or that
+    /// which was not sent of it is all that is lacking.
+    pub fn row<R: SourceRow>(&mut self, reject: &Reject) -> Option<RowChange<R>> {
         let mut message = Message {
             key: None,
             value: Some(&reject.raw),
@@ -459,14 +479,8 @@ impl Retry {
         self.0.heard.clear();
         let mut told = Vec::new();
         self.0.decode(&message, &mut told).ok()?;
-        match told.pop()? {
-            Upsert {
-                key,
-                state: State::Row(Ok(row)),
-                ..
-            } => Some((key, row)),
-            _ => None,
-        }
+        told.pop()
+            .filter(|told| matches!(told.state, State::Row(Ok(_)) | State::Patch(_)))
     }
 }
 
@@ -511,6 +525,8 @@ struct Told<'a> {
 enum RowFields<'a> {
     Now(Vec<Field<'a>>),
     Gone,
+    /// It has this key now.
+    Left(Text),
     Truncated,
 }
 

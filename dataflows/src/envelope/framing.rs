@@ -27,8 +27,12 @@ impl Part {
     }
 }
 
+/// The header in which Debezium tells the new key of a row whose key has changed.
+pub(super) const NEW_KEY: &str = "__debezium.newkey";
+
 /// The headers that a decoder may ask for.
-pub const HEADERS: [&str; 4] = [
+pub const HEADERS: [&str; 5] = [
+    NEW_KEY,
     "apicurio.key.contentId",
     "apicurio.value.contentId",
     "apicurio.key.globalId",

@@ -303,11 +303,11 @@ fn a_reject_is_tried_again_by_another_rule() {
         let reject = refused(named("text", &[], several), Some(r#"{"id":7}"#));
         assert_eq!(retried(named("text", &[], several), &reject), None);
         let healed = retried(named("body", &[], several), &reject);
-        assert_eq!(healed, Some((key.into(), row(key))));
+        assert_eq!(healed, Some(Upsert::row(key.into(), Ok(row(key)))));
     }
     let keyless = refused(named("body", &[], false), None);
     let healed = retried(named("body", &["id"], false), &keyless);
-    assert_eq!(healed, Some(("7".into(), row("7"))));
+    assert_eq!(healed, Some(Upsert::row("7".into(), Ok(row("7")))));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use timely::dataflow::operators::{Capability, InputCapability};
+use timely::progress::Timestamp;
 use timely::progress::frontier::MutableAntichain;
 
 use crate::change::Epoch;
@@ -11,11 +12,11 @@ use crate::change::Epoch;
 ///
 /// Held: an epoch's capability lives exactly as long as its data waits, so the frontier downstream
 /// never passes an epoch that has still to be answered, and never waits for one that has been.
-pub(super) struct Stash<D> {
-    epochs: BTreeMap<Epoch, (Capability<Epoch>, Vec<D>)>,
+pub(super) struct Stash<D, T: Timestamp = Epoch> {
+    epochs: BTreeMap<T, (Capability<T>, Vec<D>)>,
 }
 
-impl<D> Stash<D> {
+impl<D, T: Timestamp> Stash<D, T> {
     pub(super) fn new() -> Self {
         Self {
             epochs: BTreeMap::new(),
@@ -23,28 +24,27 @@ impl<D> Stash<D> {
     }
 
     /// The data that waits for `epoch`, which must not precede the capability's own time.
-    pub(super) fn at(&mut self, capability: &InputCapability<Epoch>, epoch: Epoch) -> &mut Vec<D> {
-        let entry = self.epochs.entry(epoch);
-        &mut entry
-            .or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()))
-            .1
+    pub(super) fn at(&mut self, capability: &InputCapability<T>, epoch: T) -> &mut Vec<D> {
+        let held = || (capability.delayed(&epoch, 0), Vec::new());
+        &mut self.epochs.entry(epoch.clone()).or_insert_with(held).1
     }
 
     /// The same, for an operator that defers what it already holds.
-    pub(super) fn defer(&mut self, capability: &Capability<Epoch>, epoch: Epoch) -> &mut Vec<D> {
-        let entry = self.epochs.entry(epoch);
-        &mut entry
-            .or_insert_with(|| (capability.delayed(&epoch), Vec::new()))
-            .1
+    pub(super) fn defer(&mut self, capability: &Capability<T>, epoch: T) -> &mut Vec<D> {
+        let held = || (capability.delayed(&epoch), Vec::new());
+        &mut self.epochs.entry(epoch.clone()).or_insert_with(held).1
     }
 
-    /// Takes the oldest epoch out, if every frontier has passed it.
+    /// Takes the oldest epoch out, if every frontier has passed it: nothing can come any more that
+    /// stands before it in the order of its type, or beside it.
     pub(super) fn pop_complete(
         &mut self,
-        frontiers: &[&MutableAntichain<Epoch>],
-    ) -> Option<(Capability<Epoch>, Vec<D>)> {
+        frontiers: &[&MutableAntichain<T>],
+    ) -> Option<(Capability<T>, Vec<D>)> {
         let epoch = self.epochs.first_key_value()?.0;
-        if frontiers.iter().any(|frontier| frontier.less_equal(epoch)) {
+        let awaited =
+            |frontier: &&MutableAntichain<T>| frontier.frontier().iter().any(|at| at <= epoch);
+        if frontiers.iter().any(awaited) {
             return None;
         }
         self.epochs.pop_first().map(|(_, waiting)| waiting)

@@ -1,4 +1,10 @@
 //! Turns overwrites by key into retractions and insertions of rows.
+//!
+//! ```text
+//!  what sources tell ─▶ by key: held rows ─▶ changes of rows
+//!                          ▲          │
+//!                          └──────────┘ rows whose key has changed, on their way to the new one
+//! ```
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -9,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
+use timely::dataflow::operators::{Concat, ConnectLoop, Enter, Leave, LoopVariable, OkErr};
+use timely::order::Product;
 
 use super::stash::Stash;
-use crate::change::{Collection, Epoch, Text};
+use crate::change::{Collection, Diff, Epoch, Text};
 use crate::record::place;
 
 /// What a source told of one key.
@@ -34,6 +42,10 @@ pub enum State<V> {
     Patch(Box<Patch<V>>),
     /// There is no row.
     Gone,
+    /// There is no row, for it has this other key now; what was not told of it there is as it was here.
+    Left(Text),
+    /// The row as it was under the key that it had before. It comes from another key, never from a source.
+    Arrived(Box<V>),
     /// There is no row of any key that begins so on this worker, but for what was told later. Every
     /// worker is told, each by a copy of its own.
     Truncated(u64),
@@ -54,6 +66,12 @@ impl<V> Upsert<V> {
     /// The row of a key is this.
     pub fn row(key: Text, row: V) -> Self {
         let (at, state) = (0, State::Row(row));
+        Self { key, at, state }
+    }
+
+    /// The row that has this key now was this before.
+    fn arrived(key: Text, at: i64, row: V) -> Self {
+        let state = State::Arrived(Box::new(row));
         Self { key, at, state }
     }
 
@@ -106,7 +124,11 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 /// changes of a key must all come from one source on one worker. A change to what the row already
 /// is yields nothing and leaves the row as it is, which makes redelivery harmless.
 ///
-/// State: one row a key, with its place in the source's log.
+/// A row whose key changes may lack what did not change otherwise, as large values of PostgreSQL do. The
+/// row under its old key completes it, within the same epoch if the source told of both in it.
+///
+/// State: one row a key, with its place in the source's log; and of changed keys what waits for its
+/// other half, which is told elsewhere.
 ///
 /// # Examples
 /// ```
@@ -141,29 +163,48 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
         State::Truncated(worker) => worker,
         _ => place(&upsert.key),
     });
-    let changes = upserts.unary_frontier(by_key, name, |_, _| {
-        let mut stash: Stash<Upsert<V>> = Stash::new();
-        let mut rows = Rows::default();
-        move |(input, frontier), output| {
-            input.for_each(|capability, data| {
-                let epoch = *capability.time();
-                stash.at(&capability, epoch).append(data);
-            });
-            while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
-                let mut session = output.session(&capability);
-                for (key, old) in rows.apply(upserts) {
-                    let new = rows.held.get(&key).map(|held| held.row.clone());
-                    if old == new {
-                        continue;
+    let outer = upserts.scope();
+    let changes = outer.iterative::<Round, _, _>(|inner| {
+        let (arrivals, arrived) = inner.loop_variable(1);
+        let told = upserts.enter(inner).concat(arrived);
+        let applied: StreamVec<_, Result<Change<V>, _>> =
+            told.unary_frontier(by_key, name, |_, _| {
+                let mut stash: Stash<Upsert<V>, Product<Epoch, Round>> = Stash::new();
+                let mut rows = Rows::default();
+                move |(input, frontier), output| {
+                    input.for_each(|capability, data| {
+                        let time = *capability.time();
+                        stash.at(&capability, time).append(data);
+                    });
+                    while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
+                        let epoch = capability.time().outer;
+                        let mut session = output.session(&capability);
+                        let applied = rows.apply(upserts);
+                        for (key, old) in applied.before {
+                            let new = rows.held.get(&key).map(|held| held.row.clone());
+                            if old == new {
+                                continue;
+                            }
+                            let change = |diff| move |row| Ok((row, epoch, diff));
+                            session.give_iterator(old.map(change(-1)).into_iter());
+                            session.give_iterator(new.map(change(1)).into_iter());
+                        }
+                        session.give_iterator(applied.moved.into_iter().map(Err));
                     }
-                    session.give_iterator(old.map(|row| (row, *capability.time(), -1)).into_iter());
-                    session.give_iterator(new.map(|row| (row, *capability.time(), 1)).into_iter());
                 }
-            }
-        }
+            });
+        let (changes, moved) = applied.ok_err(|applied| applied);
+        moved.connect_loop(arrivals);
+        changes.leave(outer)
     });
     changes.as_collection()
 }
+
+/// A change of the rows.
+type Change<V> = (V, Epoch, Diff);
+
+/// How often a row has changed its key within an epoch.
+type Round = u32;
 
 /// The rows of one worker.
 struct Rows<V> {
@@ -171,6 +212,13 @@ struct Rows<V> {
     /// What was truncated, with the place in the log: what was told before counts no more, even if
     /// it arrives later, over another partition.
     truncated: BTreeMap<Text, i64>,
+    /// Rows of which something is not known, with the place in the log since when.
+    lacking: HashMap<Text, (i64, Patch<V>)>,
+    /// Rows that came here with a change of key that the source has not told of yet. Both halves of
+    /// such a change have the same place in the log.
+    arrived: HashMap<Text, (i64, V)>,
+    /// Rows that left while something of them was not known: where to, and the place in the log.
+    passing: HashMap<Text, (i64, Patch<V>, Text, i64)>,
 }
 
 struct Held<V> {
@@ -178,52 +226,142 @@ struct Held<V> {
     at: i64,
 }
 
+/// What came of some upserts.
+struct Applied<V> {
+    /// Each key that they touched, with the row it had before.
+    before: HashMap<Text, Option<V>>,
+    /// Rows on their way to other keys.
+    moved: Vec<Upsert<V>>,
+}
+
 impl<V> Default for Rows<V> {
     fn default() -> Self {
-        let (held, truncated) = (HashMap::new(), BTreeMap::new());
-        Self { held, truncated }
+        Self {
+            held: HashMap::new(),
+            truncated: BTreeMap::new(),
+            lacking: HashMap::new(),
+            arrived: HashMap::new(),
+            passing: HashMap::new(),
+        }
     }
 }
 
 impl<V: Clone + Revision> Rows<V> {
-    /// Applies an epoch's upserts one after another; returns each key they touched with the row it
-    /// had before. One at a time, so that the rows do not depend on where an epoch ends.
-    fn apply(&mut self, upserts: Vec<Upsert<V>>) -> HashMap<Text, Option<V>> {
-        let mut before = HashMap::with_capacity(upserts.len());
+    /// Applies an epoch's upserts one after another, so that the rows do not depend on where an epoch
+    /// ends.
+    fn apply(&mut self, upserts: Vec<Upsert<V>>) -> Applied<V> {
+        let mut applied = Applied {
+            before: HashMap::with_capacity(upserts.len()),
+            moved: Vec::new(),
+        };
         for Upsert { key, at, state } in upserts {
-            if matches!(state, State::Truncated(_)) {
-                self.truncate(key, at, &mut before);
-                continue;
-            }
             if self.is_truncated(&key, at) {
                 continue;
             }
-            let entry = self.held.entry(key.clone());
-            let new = match (state, &entry) {
-                (State::Row(row), _) => Some(row),
-                (State::Patch(patch), Entry::Occupied(held)) => {
-                    let completed = patch.row.completed(&held.get().row, patch.absent);
-                    Some(completed.unwrap_or(patch.otherwise))
+            let new = match state {
+                State::Row(row) => {
+                    self.known(&key);
+                    Some(row)
                 }
-                (State::Patch(patch), Entry::Vacant(_)) => Some(patch.otherwise),
-                (State::Gone | State::Truncated(_), _) => None,
-            };
-            let old = match (entry, new) {
-                (Entry::Occupied(mut held), Some(row)) if held.get().row.same_as(&row) => {
-                    held.get_mut().at = at;
-                    continue;
-                }
-                (Entry::Occupied(mut held), Some(row)) => Some(held.insert(Held { row, at }).row),
-                (Entry::Occupied(held), None) => Some(held.remove().row),
-                (Entry::Vacant(entry), Some(row)) => {
-                    entry.insert(Held { row, at });
+                State::Patch(patch) => Some(self.patched(&key, at, *patch)),
+                State::Gone => {
+                    self.known(&key);
                     None
                 }
-                (Entry::Vacant(_), None) => continue,
+                State::Left(to) => {
+                    self.leave(&key, at, to, &mut applied.moved);
+                    None
+                }
+                State::Arrived(older) => {
+                    let Some(row) = self.arrive(&key, at, *older, &mut applied.moved) else {
+                        continue;
+                    };
+                    Some(row)
+                }
+                State::Truncated(_) => {
+                    self.truncate(key, at, &mut applied.before);
+                    continue;
+                }
             };
-            before.entry(key).or_insert(old);
+            self.put(key, at, new, &mut applied.before);
         }
-        before
+        applied
+    }
+
+    /// Makes this the row of a key.
+    fn put(&mut self, key: Text, at: i64, new: Option<V>, before: &mut HashMap<Text, Option<V>>) {
+        let old = match (self.held.entry(key.clone()), new) {
+            (Entry::Occupied(mut held), Some(row)) if held.get().row.same_as(&row) => {
+                held.get_mut().at = at;
+                return;
+            }
+            (Entry::Occupied(mut held), Some(row)) => Some(held.insert(Held { row, at }).row),
+            (Entry::Occupied(held), None) => Some(held.remove().row),
+            (Entry::Vacant(entry), Some(row)) => {
+                entry.insert(Held { row, at });
+                None
+            }
+            (Entry::Vacant(_), None) => return,
+        };
+        before.entry(key).or_insert(old);
+    }
+
+    /// All of the key's row is known, so nothing waits for more. These maps are empty but for a moment
+    /// now and then, and cost nothing.
+    fn known(&mut self, key: &Text) {
+        self.lacking.remove(key);
+        self.arrived.remove(key);
+    }
+
+    /// The row of a key of which not everything was told.
+    fn patched(&mut self, key: &Text, at: i64, patch: Patch<V>) -> V {
+        let held = self.held.get(key);
+        let completed = held.and_then(|held| patch.row.completed(&held.row, patch.absent));
+        if let Some(row) = completed {
+            return row;
+        }
+        let (since, patch) = match self.lacking.remove(key) {
+            Some((since, earlier)) => (since, patch.after(&earlier)),
+            None => (at, patch),
+        };
+        let arrived = self.arrived.remove(key).filter(|(with, _)| *with == since);
+        let older = arrived.and_then(|(_, older)| patch.row.completed(&older, patch.absent));
+        if let Some(row) = older.or_else(|| (patch.absent == 0).then(|| patch.row.clone())) {
+            return row;
+        }
+        let otherwise = patch.otherwise.clone();
+        self.lacking.insert(key.clone(), (since, patch));
+        otherwise
+    }
+
+    /// Sends the key's row on to its other key, now or when it is known.
+    fn leave(&mut self, key: &Text, at: i64, to: Text, moved: &mut Vec<Upsert<V>>) {
+        self.arrived.remove(key);
+        if let Some((since, patch)) = self.lacking.remove(key) {
+            self.passing.insert(key.clone(), (since, patch, to, at));
+        } else if let Some(held) = self.held.get(key) {
+            moved.push(Upsert::arrived(to, at, held.row.clone()));
+        }
+    }
+
+    /// The key's row, now that it is known what it was before; `None` if that is of no use here.
+    fn arrive(&mut self, key: &Text, at: i64, older: V, moved: &mut Vec<Upsert<V>>) -> Option<V> {
+        if let Entry::Occupied(lacking) = self.lacking.entry(key.clone())
+            && lacking.get().0 == at
+        {
+            let (_, patch) = lacking.remove();
+            return patch.row.completed(&older, patch.absent);
+        }
+        if let Entry::Occupied(passing) = self.passing.entry(key.clone())
+            && passing.get().0 == at
+        {
+            let (_, patch, to, at) = passing.remove();
+            let completed = patch.row.completed(&older, patch.absent);
+            moved.extend(completed.map(|row| Upsert::arrived(to, at, row)));
+        } else if !self.held.contains_key(key) {
+            self.arrived.insert(key.clone(), (at, older));
+        }
+        None
     }
 
     fn truncate(&mut self, prefix: Text, at: i64, before: &mut HashMap<Text, Option<V>>) {
@@ -236,6 +374,9 @@ impl<V: Clone + Revision> Rows<V> {
             }
             stays
         });
+        let stays = |key: &Text, since: i64| !key.starts_with(&*prefix) || since > at;
+        self.lacking.retain(|key, (since, _)| stays(key, *since));
+        self.arrived.retain(|key, (since, _)| stays(key, *since));
         let known = self.truncated.entry(prefix).or_default();
         *known = at.max(*known);
     }
@@ -247,6 +388,21 @@ impl<V: Clone + Revision> Rows<V> {
                 .truncated
                 .iter()
                 .any(|(prefix, truncated)| at < *truncated && key.starts_with(&**prefix))
+    }
+}
+
+impl<V: Revision> Patch<V> {
+    /// What is told by this patch, and before it by another.
+    fn after(self, earlier: &Self) -> Self {
+        let told_before = self.absent & !earlier.absent;
+        match self.row.completed(&earlier.row, told_before) {
+            Some(row) => Self {
+                row,
+                absent: self.absent & earlier.absent,
+                otherwise: self.otherwise,
+            },
+            None => self,
+        }
     }
 }
 
@@ -305,13 +461,13 @@ mod tests {
         rows.apply(vec![told("b", 3, patch((4, 0), 2))]);
         assert_eq!(left(&rows), [("a", (3, 2)), ("b", (-1, -1))]);
         // Within an epoch as well, and what was there at its start is what is taken back.
-        let before = rows.apply(vec![
+        let applied = rows.apply(vec![
             told("a", 4, State::Gone),
             told("a", 5, State::Row((7, 8))),
             told("a", 6, patch((0, 9), 1)),
         ]);
         assert_eq!(
-            before.into_iter().collect::<Vec<_>>(),
+            applied.before.into_iter().collect::<Vec<_>>(),
             [("a".into(), Some((3, 2)))]
         );
         assert_eq!(left(&rows)[0], ("a", (7, 9)));
@@ -326,8 +482,8 @@ mod tests {
             told("t/after", 30, State::Row((2, 2))),
             told("u/other", 10, State::Row((3, 3))),
         ]);
-        let before = rows.apply(vec![told("t/", 20, State::Truncated(0))]);
-        assert_eq!(before.len(), 2);
+        let applied = rows.apply(vec![told("t/", 20, State::Truncated(0))]);
+        assert_eq!(applied.before.len(), 2);
         rows.apply(vec![
             told("t/late", 15, State::Row((4, 4))),
             told("t/new", 40, State::Row((5, 5))),

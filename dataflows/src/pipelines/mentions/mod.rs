@@ -573,9 +573,9 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         .map(|row| Upsert::row(row.key.clone(), Ok(row)));
     // Whatever was refused may be of use to other settings.
     let mut retry = Retry::new(ports.format(SOURCE));
-    let unusable = rejects.map(|reject| match retry.row(&reject) {
-        Some((key, row)) => Upsert::row(key, Ok(row)),
-        None => Upsert::row(reject.source_key(), Err(reject)),
+    let unusable = rejects.map(|reject| {
+        let retried = retry.row(&reject);
+        retried.unwrap_or_else(|| Upsert::row(reject.source_key(), Err(reject)))
     });
     // If a key has a row as well, that one counts.
     Ok(unusable.chain(usable).collect())
