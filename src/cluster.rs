@@ -114,15 +114,10 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
 
 /// Looks whether the source is there, so that a mistake is told before anything starts.
 fn check_source(source: &SourcePlan) -> Result<(), SourceError> {
-    // No worker has this place, so nothing is opened but the way there.
-    let nobody = Share {
-        worker: usize::MAX,
-        workers: usize::MAX,
-    };
     match source {
-        SourcePlan::Files(folder) => FilesSource::open(folder, nobody).map(drop),
+        SourcePlan::Files(folder) => FilesSource::open(folder, Share::NOTHING).map(drop),
         SourcePlan::Kafka(settings) => {
-            KafkaSource::open(settings, nobody, &Default::default()).map(drop)
+            KafkaSource::open(settings, Share::NOTHING, &Default::default()).map(drop)
         }
     }
 }

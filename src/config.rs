@@ -128,6 +128,8 @@ pub struct KafkaSettings {
     pub key: Vec<String>,
     /// What stands for a large value that did not change.
     pub unavailable_value: String,
+    /// The topic that tells where transactions end; empty if they need not be shown whole.
+    pub transactions: String,
     /// Who knows the schemas of messages in Avro.
     pub registry: RegistrySettings,
     /// The client's properties, under librdkafka's names.
@@ -294,6 +296,7 @@ impl Default for KafkaSettings {
             encoding: KafkaEncoding::default(),
             key: Vec::new(),
             unavailable_value: UNAVAILABLE.to_owned(),
+            transactions: String::new(),
             registry: RegistrySettings::default(),
             properties: properties.into_iter().map(owned).collect(),
         }

@@ -313,7 +313,7 @@ impl Sample {
             }
         }
         if self.debezium
-            && let Some(event) = self.decoder.tree(&message)
+            && let Ok(Some(event)) = self.decoder.tree(&message)
         {
             self.look_into(&event);
         }

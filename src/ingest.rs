@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use connectors::message::{Message as Delivered, Polled, Source, SourceError};
 use dataflows::change::Epoch;
 use dataflows::envelope::{HEADERS, Message, NotYet};
+use dataflows::intake::{Closed, Intake};
 use dataflows::operators::checkpoint::Position;
-use dataflows::ports::{Closed, Intake};
 use dataflows::record::Timestamp;
 
 use crate::wire::{Process, Reading};
@@ -177,6 +177,11 @@ impl Reader {
 
     fn report(&mut self) {
         let lags = self.source.lag();
+        if lags.iter().all(|(_, waiting)| *waiting == 0)
+            && let Some(warning) = self.ingest.intake.nothing_waits()
+        {
+            tracing::warn!("{warning}");
+        }
         for (partition, waiting) in &lags {
             metrics::source_lag(partition, *waiting);
         }

@@ -13,6 +13,8 @@ use dataflows::envelope::{Encoding, Envelope, Format};
 use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::pipelines::mentions::mention::MentionRule;
+use dataflows::transactions::TransactionTopic;
+use regex::RegexSet;
 use url::Url;
 
 use crate::checkpoint::store::TablesPlan;
@@ -154,6 +156,14 @@ impl fmt::Display for Mistakes {
     }
 }
 
+/// A topic as an expression, if it is not one already.
+fn exactly(topic: &str) -> String {
+    match topic.starts_with('^') {
+        true => topic.to_owned(),
+        false => format!("^{}$", regex::escape(topic)),
+    }
+}
+
 impl std::error::Error for Mistakes {}
 
 /// Gathers mistakes, each with the key and its line.
@@ -270,9 +280,14 @@ impl Check<'_> {
                     let free = !kafka.properties.contains_key(name);
                     self.require(free, "source.kafka.properties", message);
                 }
+                let mut topics = kafka.topics.clone();
+                // An expression, because the topic is not there before the first transaction.
+                let transactions = !kafka.transactions.is_empty();
+                let transactions = transactions.then(|| exactly(&kafka.transactions));
+                topics.extend(transactions);
                 SourcePlan::Kafka(KafkaSettings {
                     properties: kafka.properties.clone(),
-                    topics: kafka.topics.clone(),
+                    topics,
                 })
             }
         }
@@ -313,12 +328,33 @@ impl Check<'_> {
         Format {
             envelope,
             encoding,
+            transactions: self.transactions(kafka),
             key_columns: kafka.key.clone(),
             several_topics: kafka.topics.len() > 1
                 || kafka.topics.iter().any(|t| t.starts_with('^')),
             unavailable: kafka.unavailable_value.clone(),
             ..format
         }
+    }
+
+    fn transactions(&mut self, kafka: &config::KafkaSettings) -> Option<TransactionTopic> {
+        if kafka.transactions.is_empty() {
+            return None;
+        }
+        let key = "source.kafka.transactions";
+        let debezium = kafka.format == KafkaFormat::Debezium;
+        self.require(
+            debezium,
+            key,
+            "needs Debezium's envelope: format = \"debezium\"",
+        );
+        // An expression that is none is told of when the topics are looked for.
+        let read =
+            RegexSet::new(kafka.topics.iter().map(|topic| exactly(topic))).unwrap_or_default();
+        let topic = kafka.transactions.clone();
+        let apart = !read.is_match(&topic);
+        self.require(apart, key, "is among source.kafka.topics; it holds no rows");
+        Some(TransactionTopic { topic, read })
     }
 
     fn avro(&mut self, registry: &RegistrySettings, folder: &Path) -> Encoding {

@@ -328,6 +328,12 @@ impl Process {
         Ok(match &self.plan.source {
             SourcePlan::Files(folder) => Box::new(FilesSource::open(folder, share)?),
             SourcePlan::Kafka(settings) => {
+                // Transactions are put together by one reader of all their parts.
+                let share = match (&self.plan.format.transactions, worker) {
+                    (None, _) => share,
+                    (Some(_), 0) => Share::ALL,
+                    (Some(_), _) => Share::NOTHING,
+                };
                 let none = HashMap::new();
                 let positions = self.tables.get().map_or(&none, |tables| &tables.positions);
                 Box::new(KafkaSource::open(settings, share, positions)?)

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataflows::change::Epoch;
+use dataflows::intake::{Fed, Feed};
 use dataflows::pipelines::mentions;
-use dataflows::ports::{Built, Fed, Feed};
+use dataflows::ports::Built;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::worker::Worker;
 

@@ -13,6 +13,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use support::numbers::Numbers;
@@ -354,6 +355,57 @@ fn avro_with_numbers_in_headers_waits_for_its_registry_and_follows_its_schema() 
     );
     running.wait_for("the row", || running.sql(reason).is_empty());
     assert_eq!(running.number("select count(*) from bronze"), 3);
+    running.stop();
+}
+
+#[test]
+fn a_transaction_over_tables_is_seen_whole_or_not_at_all() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    let tables = ["whole_a", "whole_b"];
+    for table in tables {
+        database.run(&format!("create table {table} ({COLUMNS})"));
+    }
+    database.run(
+        "insert into whole_a select n, '@bo ' || n, 'ada', null, 4 from generate_series(1, 100) n",
+    );
+    let settings = json!({ "provide.transaction.metadata": "true" });
+    let connector = services.capture_as("whole", &tables, &settings);
+    services.wait_for_topic("whole.public.whole_a");
+    let topics = "['^whole\\.public\\..*$']\ntransactions = \"whole.transaction\"";
+    let site = site(&services, topics, "debezium");
+    let running = site.start(&["--workers", "2"]);
+    let count = || running.number("select count(*) from bronze");
+    running.wait_for("the snapshot", || count() == 100);
+    // Rows go from one table to the other: there are always as many.
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..20 {
+                let (from, to) = (tables[round % 2], tables[(round + 1) % 2]);
+                for id in 1..=100 {
+                    database.run(&format!(
+                        "begin; insert into {to} select * from {from} where id = {id}; \
+                         delete from {from} where id = {id}; commit;"
+                    ));
+                }
+                if round == 10 {
+                    connector.restart();
+                }
+            }
+            database.run("insert into whole_a values (1000, '@cy last', 'last', null, null)");
+            done.store(true, Ordering::Relaxed);
+        });
+        let last = "select count(*) as rows, count(*) filter (where \"user\" = 'last') as last from bronze";
+        running.wait_for("the last row", || {
+            let row = &running.sql(last)[0];
+            let (rows, last) = (row["rows"].as_i64().unwrap(), row["last"].as_i64().unwrap());
+            assert_eq!(rows - last, 100);
+            last == 1 && done.load(Ordering::Relaxed)
+        });
+    });
+    let undecoded = "select count(*) from rejects where stage = 'decode'";
+    assert_eq!(running.number(undecoded), 0);
     running.stop();
 }
 

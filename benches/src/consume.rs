@@ -50,11 +50,7 @@ pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
         properties: properties(&arguments.kafka),
         topics: vec![arguments.topic.clone()],
     };
-    let all = Share {
-        worker: 0,
-        workers: 1,
-    };
-    let mut source = KafkaSource::open(&settings, all, &HashMap::new())?;
+    let mut source = KafkaSource::open(&settings, Share::ALL, &HashMap::new())?;
     let received = Timestamp(assay::now_ms() as i64 * 1_000);
     let (mut messages, mut changes) = (0, 0);
     let mut decoder = Decoder::new(Format::new::<Arc<Bronze>>(Envelope::Debezium));

@@ -52,6 +52,18 @@ pub struct Share {
 }
 
 impl Share {
+    /// Everything, for the only reader.
+    pub const ALL: Self = Self {
+        worker: 0,
+        workers: 1,
+    };
+
+    /// Nothing, for whoever only wants to look whether the source is there.
+    pub const NOTHING: Self = Self {
+        worker: usize::MAX,
+        workers: usize::MAX,
+    };
+
     fn holds(self, path: &str) -> bool {
         xxh3_64(path.as_bytes()) % self.workers as u64 == self.worker as u64
     }

@@ -5,13 +5,16 @@
 //! the program around it decides what stands behind each name.
 //!
 //! - [`change`], [`record`], [`reject`], [`envelope`], [`ports`]: the words of a pipeline.
+//! - [`intake`]: the way of messages into it; [`transactions`]: what of them is held back.
 //! - [`operators`]: one verb, one file; they know nothing of tweets.
 //! - [`pipelines`]: one pipeline, one module.
 
 pub mod change;
 pub mod envelope;
+pub mod intake;
 pub mod operators;
 pub mod pipelines;
 pub mod ports;
 pub mod record;
 pub mod reject;
+pub mod transactions;

@@ -11,7 +11,7 @@
 //! [`Reply`], which wakes the operator that asked.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -26,14 +26,14 @@ use timely::dataflow::operators::generic::OperatorInfo;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::Input as _;
 use timely::dataflow::operators::{Concatenate, Probe as _};
-use timely::dataflow::{InputHandleVec, Scope, StreamVec};
+use timely::dataflow::{Scope, StreamVec};
 use timely::progress::frontier::AntichainRef;
 
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Decoder, Format, Message, NotYet, RowChange, SourceRow};
+use crate::envelope::{Format, RowChange, SourceRow};
+use crate::intake::{ChannelFeed, DecodingIntake, Feed, Intake};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::{StoredRow, persist};
-use crate::operators::upsert::{State, Upsert};
 use crate::record::{Record, place};
 use crate::reject::Reject;
 
@@ -322,24 +322,13 @@ impl<'s, 'e> Ports<'s, 'e> {
         restored: Vec<RowChange<R>>,
         stored_keys: HashSet<Text>,
     ) -> StreamVec<'s, Epoch, RowChange<R>> {
-        let (sender, receiver) = mpsc::sync_channel(EPOCHS_IN_FLIGHT);
-        let decoder = Decoder::new(self.format(name));
-        let intake = DecodingIntake {
-            decoder,
-            workers: self.scope.peers() as u64,
-            open: Vec::new(),
-            unseen: stored_keys,
-            epochs: sender,
-        };
-        self.built.intakes.push((name, Box::new(intake)));
         let (rows, row_stream) = self.scope.new_input();
         let (positions, position_stream) = self.scope.new_input();
-        self.built.feeds.push(Box::new(ChannelFeed {
-            rows: Some(rows),
-            positions: Some(positions),
-            epochs: receiver,
-            restored,
-        }));
+        let peers = self.scope.peers() as u64;
+        let (intake, epochs) = DecodingIntake::new(self.format(name), peers, stored_keys);
+        let feed = ChannelFeed::new(rows, positions, epochs, restored);
+        self.built.intakes.push((name, Box::new(intake)));
+        self.built.feeds.push(Box::new(feed));
         self.positions.push(position_stream);
         row_stream
     }
@@ -491,168 +480,6 @@ pub(crate) fn own_files<'f>(
         .enumerate()
         .skip(worker)
         .step_by(workers)
-}
-
-/// How many closed epochs may wait between an ingest thread and its worker: enough to keep both
-/// busy, few enough that a backlog stays in the source.
-const EPOCHS_IN_FLIGHT: usize = 4;
-
-/// The worker is gone, so nothing more can be handed over.
-#[derive(Clone, Copy, Debug)]
-pub struct Closed;
-
-/// The end of a source that an ingest thread fills, one epoch after another.
-pub trait Intake: Send {
-    /// Decodes a message into the open epoch.
-    ///
-    /// # Errors
-    /// If it cannot be decoded yet: it is to be pushed again, before any other.
-    fn push(&mut self, message: &Message<'_>) -> Result<(), NotYet>;
-
-    /// Deletes the rows of the last checkpoint that a replaying source has not told of, of those
-    /// keys that it would have told of; call when it has told everything once.
-    fn sweep(&mut self, holds: &dyn Fn(&str) -> bool);
-
-    /// How many records the open epoch holds.
-    fn open_records(&self) -> usize;
-
-    /// Closes the open epoch, together with the positions that it moved; waits while the worker is
-    /// behind. Epochs must increase.
-    ///
-    /// # Errors
-    /// If the worker is gone.
-    fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed>;
-}
-
-struct EpochBatch<R> {
-    epoch: Epoch,
-    rows: Vec<RowChange<R>>,
-    positions: Vec<Position>,
-}
-
-struct DecodingIntake<R> {
-    decoder: Decoder,
-    workers: u64,
-    open: Vec<RowChange<R>>,
-    /// Keys of the last checkpoint that the source has not told of yet.
-    unseen: HashSet<Text>,
-    epochs: SyncSender<EpochBatch<R>>,
-}
-
-impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
-    fn push(&mut self, message: &Message<'_>) -> Result<(), NotYet> {
-        let known = self.open.len();
-        self.decoder.decode(message, &mut self.open)?;
-        for place in known..self.open.len() {
-            let told = &self.open[place];
-            if !self.unseen.is_empty() {
-                self.unseen.remove(&told.key);
-            }
-            if let State::Truncated(_) = told.state {
-                let (key, at) = (Text::clone(&told.key), told.at);
-                let copy = |worker| Upsert {
-                    key: Text::clone(&key),
-                    at,
-                    state: State::Truncated(worker),
-                };
-                self.open.extend((1..self.workers).map(copy));
-            }
-        }
-        Ok(())
-    }
-
-    fn sweep(&mut self, holds: &dyn Fn(&str) -> bool) {
-        let gone = std::mem::take(&mut self.unseen)
-            .into_iter()
-            .filter(|key| holds(key));
-        self.open.extend(gone.map(Upsert::gone));
-    }
-
-    fn open_records(&self) -> usize {
-        self.open.len()
-    }
-
-    fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed> {
-        let rows = std::mem::take(&mut self.open);
-        self.epochs
-            .send(EpochBatch {
-                epoch,
-                rows,
-                positions,
-            })
-            .map_err(|_| Closed)
-    }
-}
-
-/// What came of one turn of a [`Feed`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fed {
-    /// An epoch of this many records entered the dataflow.
-    Epoch(Epoch, usize),
-    /// Nothing waits.
-    Empty,
-    /// The source has ended, and the dataflow has been told.
-    Ended,
-}
-
-/// The end of a source that its worker empties.
-pub trait Feed {
-    /// Sends the restored rows at epoch 0; call once, before any epoch is fed.
-    fn restore(&mut self);
-
-    /// Feeds one closed epoch, if one waits.
-    fn feed(&mut self) -> Fed;
-
-    /// Ends the source: no epoch will follow.
-    fn end(&mut self);
-}
-
-struct ChannelFeed<R: SourceRow + ExchangeData> {
-    rows: Option<InputHandleVec<Epoch, RowChange<R>>>,
-    positions: Option<InputHandleVec<Epoch, Position>>,
-    epochs: Receiver<EpochBatch<R>>,
-    restored: Vec<RowChange<R>>,
-}
-
-impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {
-    fn restore(&mut self) {
-        if let Some(rows) = &mut self.rows {
-            rows.send_batch(&mut self.restored);
-            self.restored = Vec::new();
-            rows.advance_to(1);
-        }
-        if let Some(positions) = &mut self.positions {
-            positions.advance_to(1);
-        }
-    }
-
-    fn feed(&mut self) -> Fed {
-        let (Some(rows), Some(positions)) = (&mut self.rows, &mut self.positions) else {
-            return Fed::Ended;
-        };
-        match self.epochs.try_recv() {
-            Ok(mut batch) => {
-                let records = batch.rows.len();
-                rows.advance_to(batch.epoch);
-                rows.send_batch(&mut batch.rows);
-                rows.advance_to(batch.epoch + 1);
-                positions.advance_to(batch.epoch);
-                positions.send_batch(&mut batch.positions);
-                positions.advance_to(batch.epoch + 1);
-                Fed::Epoch(batch.epoch, records)
-            }
-            Err(TryRecvError::Empty) => Fed::Empty,
-            Err(TryRecvError::Disconnected) => {
-                self.end();
-                Fed::Ended
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        self.rows = None;
-        self.positions = None;
-    }
 }
 
 /// A relation's rows on one worker, readable at any epoch of a short past.

@@ -27,11 +27,12 @@ use connectors::delta::{Deletes, Manifests, Table, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::{Envelope, Format, Message, NO_HEADERS};
+use dataflows::intake::Fed;
 use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
 use dataflows::ports::{
-    Built, Committer, Environment, Fed, Model, Observer, RejectObserver, Reply, Score, Sink,
+    Built, Committer, Environment, Model, Observer, RejectObserver, Reply, Score, Sink,
 };
 use dataflows::record::{Record, Timestamp};
 use proptest::prelude::*;

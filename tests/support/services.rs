@@ -112,12 +112,8 @@ impl Services {
             properties: BTreeMap::from([("bootstrap.servers".to_owned(), self.kafka.clone())]),
             topics: vec![topic.to_owned()],
         };
-        let nobody = Share {
-            worker: usize::MAX,
-            workers: usize::MAX,
-        };
         wait_for(topic, || {
-            KafkaSource::open(&settings, nobody, &HashMap::new()).is_ok()
+            KafkaSource::open(&settings, Share::NOTHING, &HashMap::new()).is_ok()
         });
     }
 

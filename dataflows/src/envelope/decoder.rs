@@ -22,6 +22,7 @@ use crate::change::Text;
 use crate::operators::upsert::{Patch, State, Upsert};
 use crate::record::Bytes;
 use crate::reject::{DECODE, Reject};
+use crate::transactions::transaction_of;
 
 /// What a message does to a row, or that it could not be used.
 pub type RowChange<R> = Upsert<Result<R, Reject>>;
@@ -41,6 +42,19 @@ pub struct Decoder {
     hashing: RandomState,
     /// Schemas that have been met, by number.
     schemas: HashMap<u32, Arc<Schema>>,
+    /// Where the event that is being decoded stands in its transaction.
+    in_transaction: Option<InTransaction>,
+}
+
+/// Where an event stands in its transaction.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InTransaction {
+    /// The transaction's number.
+    pub transaction: Text,
+    /// The event's place in the database's log.
+    pub at: i64,
+    /// Its place in the transaction.
+    pub order: i64,
 }
 
 impl Decoder {
@@ -62,10 +76,12 @@ impl Decoder {
             heard,
             hashing: RandomState::default(),
             schemas: HashMap::new(),
+            in_transaction: None,
         }
     }
 
-    /// Decodes one message; what cannot be used becomes a reject in the place of its row.
+    /// Decodes one message; what cannot be used becomes a reject in the place of its row. Returns where
+    /// it stands in its transaction, if transactions are shown whole and it is part of one.
     ///
     /// # Errors
     /// If the message cannot be decoded yet; nothing has come of it then.
@@ -73,7 +89,7 @@ impl Decoder {
         &mut self,
         message: &Message<'_>,
         changes: &mut Vec<RowChange<R>>,
-    ) -> Result<(), NotYet> {
+    ) -> Result<Option<InTransaction>, NotYet> {
         let told = match (
             self.written(Part::Key, message),
             self.written(Part::Value, message),
@@ -95,13 +111,20 @@ impl Decoder {
             let key = reject.source_key();
             changes.push(Upsert::row(key, Err(reject)));
         }
-        Ok(())
+        Ok(self.in_transaction.take())
     }
 
-    /// A message's whole value, for those who want to look into it.
-    pub fn tree(&mut self, message: &Message<'_>) -> Option<Value> {
-        let value = self.written(Part::Value, message).ok()??;
-        value.read(PhantomData).ok()
+    /// A message's whole value, for those who want to look into it; `None` if it has none that can be
+    /// read.
+    ///
+    /// # Errors
+    /// If it cannot be decoded yet.
+    pub fn tree(&mut self, message: &Message<'_>) -> Result<Option<Value>, NotYet> {
+        match self.written(Part::Value, message) {
+            Err(SchemaError::Unavailable(reason)) => Err(NotYet(reason)),
+            Err(SchemaError::Unknown(_)) => Ok(None),
+            Ok(value) => Ok(value.and_then(|value| value.read(PhantomData).ok())),
+        }
     }
 
     /// A part of a message as it was written.
@@ -252,6 +275,7 @@ impl Decoder {
         let wanted = EnvelopeSeed {
             names: &self.names,
             before: by_columns,
+            transaction: self.format.transactions.is_some(),
         };
         let mut event = value
             .read(wanted)
@@ -263,6 +287,14 @@ impl Decoder {
         };
         if self.repeated(&event.order, event.op.as_deref(), message) {
             return Ok([None, None]);
+        }
+        // What a snapshot reads is part of none.
+        if let (Some(transaction), false) = (&event.transaction, event.op.as_deref() == Some("r")) {
+            self.in_transaction = transaction["id"].as_str().map(|id| InTransaction {
+                transaction: transaction_of(id),
+                at,
+                order: transaction["total_order"].as_i64().unwrap_or_default(),
+            });
         }
         match event.op.as_deref() {
             Some("m") => return Ok([None, None]),

@@ -17,6 +17,8 @@ pub(super) struct DebeziumEvent<'a> {
     pub(super) before: Option<Vec<Field<'a>>>,
     pub(super) after: Option<Vec<Field<'a>>>,
     pub(super) order: EventOrder<'a>,
+    /// What is told of its transaction, if that is wanted.
+    pub(super) transaction: Option<Value>,
 }
 
 /// Where an event stands in its database's log.
@@ -54,6 +56,8 @@ pub(super) struct EnvelopeSeed<'n> {
     pub(super) names: &'n [String],
     /// Whether the row as it was is wanted.
     pub(super) before: bool,
+    /// Whether it is wanted where the event stands in its transaction.
+    pub(super) transaction: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_> {
@@ -80,6 +84,7 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
                 "before" if self.before => {
                     event.before = map.next_value_seed(RowSeed(self.names))?;
                 }
+                "transaction" if self.transaction => event.transaction = Some(map.next_value()?),
                 "source" => event.order = map.next_value_seed(OrderSeed)?,
                 "op" => {
                     event.op = match map.next_value_seed(FieldSeed)? {

@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use crate::change::Text;
 use crate::record::Timestamp;
+use crate::transactions::TransactionTopic;
 
-pub use self::decoder::{Decoder, Retry, RowChange};
+pub use self::decoder::{Decoder, InTransaction, Retry, RowChange};
 pub use self::framing::HEADERS;
 
 /// A message as its source delivered it.
@@ -109,6 +110,8 @@ pub struct Format {
     pub several_topics: bool,
     /// What stands for a value that the source did not send because it had not changed.
     pub unavailable: String,
+    /// What tells of the ends of transactions, if they are shown whole.
+    pub transactions: Option<TransactionTopic>,
 }
 
 impl Format {
@@ -123,6 +126,7 @@ impl Format {
             key_columns: Vec::new(),
             several_topics: false,
             unavailable: UNAVAILABLE.to_owned(),
+            transactions: None,
         }
     }
 }
