@@ -593,7 +593,8 @@ fn told_or_counted<'a, V: Visitor<'a>>(
 
 fn date_text(days: i64) -> Option<String> {
     let days = i32::try_from(days).ok()?;
-    NaiveDate::from_epoch_days(days).map(|date| date.to_string())
+    // With the zone, without which a day is no time.
+    NaiveDate::from_epoch_days(days).map(|date| format!("{date}Z"))
 }
 
 fn timestamp_text(count: i64, ticks_a_second: i64) -> Option<String> {
@@ -762,7 +763,7 @@ mod tests {
             (
                 json!({"type": "int", "logicalType": "date"}),
                 14_340,
-                "2009-04-06",
+                "2009-04-06Z",
             ),
         ] {
             assert_eq!(value(schema, &number(count)), json!(text));

@@ -267,8 +267,8 @@ impl<'de> Visitor<'de> for FieldSeed {
         Ok(i64::try_from(number).map_or(Field::Other("a number beyond 64 bits"), Field::Integer))
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Field::Other("a fraction"))
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(Field::Fraction(number))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {

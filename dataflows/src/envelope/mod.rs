@@ -146,6 +146,8 @@ pub enum Field<'a> {
     Text(Cow<'a, str>),
     /// A whole number.
     Integer(i64),
+    /// Any other number.
+    Fraction(f64),
     /// True or false.
     Boolean(bool),
     /// Anything else, by name: "an array".
@@ -159,6 +161,7 @@ impl Field<'_> {
             Field::Null => "null",
             Field::Text(_) => "a string",
             Field::Integer(_) => "a whole number",
+            Field::Fraction(_) => "a fraction",
             Field::Boolean(_) => "a boolean",
             Field::Other(name) => name,
         }

@@ -5,7 +5,7 @@
 //! | form | examples |
 //! |---|---|
 //! | `EEE MMM dd HH:mm:ss z yyyy` | `Mon Apr 06 22:19:45 PDT 2009`, `Tue Oct 18 21:53:25 +0000 2011` |
-//! | RFC 3339, with its usual liberties | `2015-02-24T19:35:52.5Z`, `2015-02-24 11:35:52 -0800` |
+//! | RFC 3339, with its usual liberties | `2015-02-24T19:35:52.5Z`, `2015-02-24 11:35:52 -0800`, `2015-02-24Z` |
 //!
 //! A date without a zone is refused, since it names no instant, and so is `8/3/2020 6:18`, which is
 //! August to some and March to others.
@@ -192,6 +192,7 @@ impl std::error::Error for DateError {}
 ///
 /// assert_eq!(parse_date("Mon Apr 06 22:19:45 PDT 2009"), Ok(1_239_081_585_000_000));
 /// assert_eq!(parse_date("2009-04-07T05:19:45.25Z"), Ok(1_239_081_585_250_000));
+/// assert_eq!(parse_date("2009-04-07Z"), Ok(1_239_062_400_000_000));
 /// assert_eq!(parse_date("2009-04-07T05:19:45"), Err(DateError::NoZone));
 /// assert_eq!(parse_date("8/3/2020 6:18"), Err(DateError::Ambiguous));
 /// ```
@@ -241,7 +242,8 @@ fn named(cursor: &mut Cursor<'_>) -> Result<i64, DateError> {
     Ok((days * SECONDS_PER_DAY + seconds.of_day - offset) * 1_000_000)
 }
 
-/// Reads RFC 3339: `yyyy-MM-dd`, `T` or a blank, `HH:mm:ss`, a fraction perhaps, and the zone.
+/// Reads RFC 3339: `yyyy-MM-dd`, `T` or a blank, `HH:mm:ss`, a fraction perhaps, and the zone; or
+/// `yyyy-MM-ddZ`, as XML Schema writes a day.
 fn numeric(cursor: &mut Cursor<'_>) -> Result<i64, DateError> {
     let Some(year) = cursor.number(4..=4).filter(|_| cursor.eat(b'-')) else {
         return Err(if short_number_first(cursor.rest) {
@@ -256,6 +258,11 @@ fn numeric(cursor: &mut Cursor<'_>) -> Result<i64, DateError> {
     }
     let day = cursor.number(2..=2).ok_or(DateError::Day)?;
     let days = days_of(year, month, day)?;
+    if let [b'Z' | b'z'] = cursor.rest {
+        // A day as a whole, which begins at midnight.
+        cursor.rest = &[];
+        return Ok(days * SECONDS_PER_DAY * 1_000_000);
+    }
     if !(cursor.eat(b'T') || cursor.eat(b't') || cursor.blanks()) {
         return Err(DateError::Time);
     }

@@ -225,7 +225,7 @@ impl SourceRow for Arc<Bronze> {
         Ok(Arc::new(Bronze {
             key,
             date: number_text(date_path, date)?,
-            user: optional_text(user_path, user)?,
+            user: number_text(user_path, user)?,
             text: required_text(text_path, text)?,
             sentiment: number_text(sentiment_path, sentiment)?,
             source_file: message.position.into(),
@@ -267,10 +267,12 @@ impl Revision for Bronze {
     }
 }
 
-/// A field as text that may be a number: a label of Sentiment140, a date that Debezium counts.
+/// A field as text that may be a number: a label of Sentiment140, a user's number, a date that Debezium
+/// counts.
 fn number_text(path: &str, field: &Field<'_>) -> Result<Option<Text>, String> {
     match field {
         Field::Integer(number) => Ok(Some(number.to_string().into())),
+        Field::Fraction(number) => Ok(Some(number.to_string().into())),
         field => optional_text(path, field),
     }
 }
