@@ -270,11 +270,12 @@ impl Check<'_> {
                 let message =
                     "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
                 self.require(brokers, "source.kafka.properties", message);
-                for name in [
-                    "enable.auto.commit",
-                    "auto.offset.reset",
-                    "enable.partition.eof",
-                ] {
+                let reset = kafka.properties.get("auto.offset.reset");
+                let known =
+                    reset.is_none_or(|reset| ["error", "earliest"].contains(&reset.as_str()));
+                let message = "\"auto.offset.reset\" must be \"error\" or \"earliest\"";
+                self.require(known, "source.kafka.properties", message);
+                for name in ["enable.auto.commit", "enable.partition.eof"] {
                     let message =
                         format!("\"{name}\" cannot be set: Assay keeps the positions itself");
                     let free = !kafka.properties.contains_key(name);

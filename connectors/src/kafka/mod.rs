@@ -4,6 +4,8 @@
 //! but its index, and does not change when partitions are added. The group is told what has become
 //! durable, for lag monitoring only.
 
+mod lost;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::{ClientContext, Offset as KafkaOffset};
 use regex::Regex;
 
+use self::lost::OnLoss;
 use crate::files::Share;
 use crate::message::{Message, Offset, Polled, Source, SourceError};
 
@@ -61,11 +64,15 @@ impl KafkaSettings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
-            // A position that the broker no longer has must be heard of, never jumped over.
+            // A position that the broker no longer has must be heard of; what then is decided here.
             .set("auto.offset.reset", "error")
             .set("statistics.interval.ms", STATISTICS_INTERVAL);
         client.set_log_level(RDKafkaLogLevel::Warning);
         client
+    }
+
+    fn on_loss(&self) -> OnLoss {
+        OnLoss::named(self.properties.get("auto.offset.reset"))
     }
 
     fn brokers(&self) -> &str {
@@ -120,6 +127,7 @@ pub struct KafkaSource {
     consumer: BaseConsumer<Watch>,
     brokers: String,
     topics: Topics,
+    on_loss: OnLoss,
     share: Share,
     next_search: Instant,
     group: bool,
@@ -131,6 +139,8 @@ pub struct KafkaSource {
 
 struct PartitionState {
     name: Arc<str>,
+    topic: String,
+    number: i32,
     next_offset: i64,
     moved: bool,
     /// Where the partition ended when the source was opened.
@@ -219,6 +229,7 @@ impl KafkaSource {
             consumer,
             brokers: settings.brokers().to_owned(),
             topics: Topics::new(&settings.topics)?,
+            on_loss: settings.on_loss(),
             share,
             next_search: Instant::now() + BETWEEN_SEARCHES,
             group: settings.properties.contains_key("group.id"),
@@ -228,6 +239,7 @@ impl KafkaSource {
         };
         let found = source.first_search()?;
         source.ensure_all_exist(&found)?;
+        source.ensure_none_is_gone(&found, offsets)?;
         let mut assignment = TopicPartitionList::new();
         for (topic, number) in found {
             if is_ours(share, &topic, number) {
@@ -308,6 +320,76 @@ impl KafkaSource {
         }
     }
 
+    /// Looks whether partitions that have been read are still there.
+    fn ensure_none_is_gone(
+        &self,
+        found: &BTreeSet<(String, i32)>,
+        offsets: &HashMap<Arc<str>, i64>,
+    ) -> Result<(), SourceError> {
+        for name in offsets.keys() {
+            let Some((topic, number)) = name.rsplit_once('/') else {
+                continue;
+            };
+            let partition = (topic.to_owned(), number.parse().unwrap_or_default());
+            let read = self.topics.contain(topic) && is_ours(self.share, topic, partition.1);
+            if read && !found.contains(&partition) {
+                self.on_loss.gone(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which partitions cannot be read on, after the client said that some cannot, and goes on with
+    /// what there is of them.
+    fn realign(&mut self) -> Result<(), SourceError> {
+        let found = self.search().map_err(|error| self.unreachable(&error))?;
+        let mut reread = Vec::new();
+        for partition in &mut self.partitions {
+            let (topic, number) = (&partition.topic, partition.number);
+            let of_topic = self.places.get_mut(topic);
+            let Some(known) = of_topic.filter(|known| known.contains_key(&number)) else {
+                continue;
+            };
+            if !found.contains(&(topic.clone(), number)) {
+                self.on_loss.gone(&partition.name)?;
+                known.remove(&number);
+                partition.end_at_start = 0;
+                reread.push((topic.clone(), number, None));
+                continue;
+            }
+            let held = self.consumer.fetch_watermarks(topic, number, START_TIMEOUT);
+            let Ok((first, end)) = held else {
+                continue;
+            };
+            let held = first..=end;
+            let next = self
+                .on_loss
+                .offset(&partition.name, partition.next_offset, &held)?;
+            if next != partition.next_offset {
+                partition.next_offset = next;
+                partition.moved = true;
+                reread.push((topic.clone(), number, Some(next)));
+            }
+        }
+        for (topic, number, next) in reread {
+            self.reassign(&topic, number, next)
+                .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Reads a partition from another offset on, or not at all.
+    fn reassign(&self, topic: &str, number: i32, next: Option<i64>) -> Result<(), KafkaError> {
+        let mut partition = TopicPartitionList::new();
+        partition.add_partition(topic, number);
+        self.consumer.incremental_unassign(&partition)?;
+        let Some(next) = next else {
+            return Ok(());
+        };
+        partition.set_partition_offset(topic, number, KafkaOffset::Offset(next))?;
+        self.consumer.incremental_assign(&partition)
+    }
+
     /// Reads from now on what partitions have been added, each from its beginning.
     fn adopt_new(&mut self) -> Result<(), SourceError> {
         let mut added = TopicPartitionList::new();
@@ -343,13 +425,7 @@ impl KafkaSource {
             .fetch_watermarks(topic, number, START_TIMEOUT)
             .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
         let next_offset = offsets.get(&name).copied().unwrap_or(low);
-        if next_offset < low || next_offset > high {
-            return Err(SourceError::Fatal(format!(
-                "kafka partition \"{name}\" holds offsets {low} to {high}, but the checkpoint \
-                 continues at {next_offset}; was the topic truncated or made anew? Start with empty \
-                 tables to read it from the beginning"
-            )));
-        }
+        let next_offset = self.on_loss.offset(&name, next_offset, &(low..=high))?;
         assignment
             .add_partition_offset(topic, number, KafkaOffset::Offset(next_offset))
             .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
@@ -360,6 +436,8 @@ impl KafkaSource {
             .insert(number, place);
         self.partitions.push(PartitionState {
             name,
+            topic: topic.to_owned(),
+            number,
             next_offset,
             moved: false,
             end_at_start: high,
@@ -368,14 +446,25 @@ impl KafkaSource {
     }
 
     /// Turns an error of the client into one that may pass, or else gives it back as one that will not.
-    fn fail(error: &KafkaError) -> Result<SourceError, SourceError> {
-        let lasting = matches!(
-            error.rdkafka_error_code(),
+    fn fail(&mut self, error: &KafkaError) -> Result<SourceError, SourceError> {
+        let code = error.rdkafka_error_code();
+        let misplaced = matches!(
+            code,
             Some(
                 RDKafkaErrorCode::OffsetOutOfRange
                     | RDKafkaErrorCode::AutoOffsetReset
                     | RDKafkaErrorCode::UnknownTopicOrPartition
-                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopic
+                    | RDKafkaErrorCode::UnknownPartition
+            )
+        );
+        if misplaced {
+            self.realign()?;
+        }
+        let lasting = matches!(
+            code,
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::SaslAuthenticationFailed
                     | RDKafkaErrorCode::Fatal
             )
@@ -411,7 +500,7 @@ impl Source for KafkaSource {
                 Some(Err(error)) => {
                     // The client goes on by itself, and queues an error for each attempt: all of
                     // them are taken at once, lest old ones be met after the broker is back.
-                    failure = Some(Self::fail(&error)?);
+                    failure = Some(self.fail(&error)?);
                     wait = Duration::ZERO;
                     continue;
                 }
