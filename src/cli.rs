@@ -292,10 +292,13 @@ fn exit_code(error: &anyhow::Error) -> i32 {
     }
 }
 
+/// What is logged unless `ASSAY_LOG` says otherwise. librdkafka, tract and the statistics of Delta's writer say
+/// much that matters to no one but their authors.
+const LOGGED: &str =
+    "warn,assay=info,connectors=info,dataflows=info,deltalake_core::writer::stats=error";
+
 fn start_logging(json: bool) {
-    // librdkafka and tract say much that matters to no one but their authors.
-    let filter = EnvFilter::try_from_env("ASSAY_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,assay=info,connectors=info"));
+    let filter = EnvFilter::try_from_env("ASSAY_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let colours = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let logs = tracing_subscriber::fmt()

@@ -335,6 +335,13 @@ fn avro_with_numbers_in_headers_waits_for_its_registry_and_follows_its_schema() 
         running.number(row) == 1
     });
     assert_eq!(running.number("select count(*) from bronze"), 2);
+    let log = running.log();
+    for change in ["added=\"place\" gone=\"\"", "added=\"\" gone=\"who\""] {
+        let said = log.lines().any(|line| {
+            line.contains("the columns of a table have changed") && line.contains(change)
+        });
+        assert!(said, "{log}");
+    }
     // What does not suit is rejected by itself, with its field and why; the rest goes on.
     database.run(
         "alter table headed alter column body type integer using 7; \

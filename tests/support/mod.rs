@@ -192,14 +192,18 @@ impl Running {
     pub(crate) fn wait_for(&self, what: &str, condition: impl Fn() -> bool) {
         let started = Instant::now();
         while !condition() {
-            let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
             assert!(
                 started.elapsed() < PATIENCE,
                 "waited in vain for {what}; the log says:\n{}",
-                log()
+                self.log()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub(crate) fn kill(mut self) {

@@ -83,15 +83,6 @@ impl Schema {
         Ok(Self { types, root })
     }
 
-    /// The names of a record's fields; none for any other type.
-    pub fn fields(&self) -> impl Iterator<Item = &str> {
-        let fields = match &self.types[self.root] {
-            Type::Record(fields) => fields.as_slice(),
-            _ => &[],
-        };
-        fields.iter().map(|(name, _)| name.as_str())
-    }
-
     /// Reads a datum of this schema.
     ///
     /// # Errors

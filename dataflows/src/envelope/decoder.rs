@@ -1,7 +1,9 @@
 //! Decides what a message does to which row.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::marker::PhantomData;
@@ -42,6 +44,8 @@ pub struct Decoder {
     hashing: RandomState,
     /// Schemas that have been met, by number.
     schemas: HashMap<u32, Arc<Schema>>,
+    /// The columns of each topic's rows.
+    columns: HashMap<String, Columns>,
     /// Where the event that is being decoded stands in its transaction.
     in_transaction: Option<InTransaction>,
 }
@@ -76,6 +80,7 @@ impl Decoder {
             heard,
             hashing: RandomState::default(),
             schemas: HashMap::new(),
+            columns: HashMap::new(),
             in_transaction: None,
         }
     }
@@ -272,7 +277,9 @@ impl Decoder {
         message: &Message<'_>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let by_columns = !self.format.key_columns.is_empty();
+        let columns = Cell::new(0);
         let wanted = EnvelopeSeed {
+            columns: &columns,
             names: &self.names,
             before: by_columns,
             transaction: self.format.transactions.is_some(),
@@ -308,6 +315,7 @@ impl Decoder {
         // A key that is not the table's own may change by an update; the old row then is gone.
         let old_key = before.filter(|_| by_columns);
         let old_key = old_key.and_then(|before| self.key_of(&before).ok());
+        self.watch_columns(columns.get(), value, message);
         let left = old_key
             .filter(|old| *old != key)
             .map(|old| Told::gone(old, at));
@@ -316,13 +324,19 @@ impl Decoder {
     }
 
     fn flattened<'w>(
-        &self,
+        &mut self,
         own_key: Option<Text>,
         value: &'w Written<'w>,
         message: &Message<'_>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let refused = |reason| (own_key.clone(), reason);
-        let fields = value.read(RowSeed(&self.names)).map_err(refused)?;
+        let columns = Cell::new(0);
+        let row = RowSeed {
+            names: &self.names,
+            columns: Some(&columns),
+        };
+        let fields = value.read(row).map_err(refused)?;
+        self.watch_columns(columns.get(), value, message);
         let fields = fields.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
         let marker = |place: usize| fields.get(self.names.len() - MARKERS.len() + place);
         let at = match marker(LSN) {
@@ -354,7 +368,7 @@ impl Decoder {
         value: &'w Written<'w>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let refused = |reason| (key.clone(), reason);
-        let fields = value.read(RowSeed(&self.names)).map_err(refused)?;
+        let fields = value.read(RowSeed::of(&self.names)).map_err(refused)?;
         let Some(fields) = fields else {
             return Ok([key.map(|key| Told::gone(key, 0)), None]);
         };
@@ -398,13 +412,45 @@ impl Decoder {
         key.ok_or_else(|| (None, NO_KEY.to_owned()))
     }
 
+    /// Tells when the columns of a table have changed; `digest` is that of a row's names.
+    fn watch_columns(&mut self, digest: u64, value: &Written<'_>, message: &Message<'_>) {
+        let topic = topic(message);
+        let known = self.columns.get(topic);
+        if known.is_some_and(|known| known.digest == digest) {
+            return;
+        }
+        let Ok(event) = value.read(PhantomData::<Value>) else {
+            return;
+        };
+        let event = event.get("payload").unwrap_or(&event);
+        let row = match self.format.envelope {
+            Envelope::Debezium => &event["after"],
+            _ => event,
+        };
+        let names: BTreeSet<String> = row
+            .as_object()
+            .into_iter()
+            .flat_map(|row| row.keys().cloned())
+            .collect();
+        if let Some(known) = known {
+            let list = |names: &BTreeSet<String>, others| -> String {
+                let names: Vec<_> = names.difference(others).map(String::as_str).collect();
+                names.join(", ")
+            };
+            let (added, gone) = (list(&names, &known.names), list(&known.names, &names));
+            tracing::info!(topic, added, gone, "the columns of a table have changed");
+        }
+        let columns = Columns { digest, names };
+        self.columns.insert(topic.to_owned(), columns);
+    }
+
     /// A row that was deleted, or whose key has changed: then another event tells of it under its new key.
     fn gone<'w>(&self, key: Text, at: i64, message: &Message<'_>) -> Told<'w> {
         let header = (message.headers)(NEW_KEY);
         let to = header.and_then(|header| match self.format.key_columns.as_slice() {
             [] => plain_key(true, &header).ok()?,
             _ => {
-                let columns = read_json(&header, RowSeed(&self.names)).ok()??;
+                let columns = read_json(&header, RowSeed::of(&self.names)).ok()??;
                 self.key_of(&columns).ok()
             }
         });
@@ -572,6 +618,12 @@ impl Told<'_> {
         let (key, fields) = ("".into(), RowFields::Truncated);
         Self { key, at, fields }
     }
+}
+
+/// The columns of a topic's last row.
+struct Columns {
+    digest: u64,
+    names: BTreeSet<String>,
 }
 
 /// The last event that a connector told a partition.

@@ -3,10 +3,12 @@
 //! Each part has a seed, which picks from a map what it knows by name and passes over the rest.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Field;
 
@@ -58,6 +60,8 @@ pub(super) struct EnvelopeSeed<'n> {
     pub(super) before: bool,
     /// Whether it is wanted where the event stands in its transaction.
     pub(super) transaction: bool,
+    /// Where a digest of the names of the row's columns goes.
+    pub(super) columns: &'n Cell<u64>,
 }
 
 impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_> {
@@ -80,9 +84,12 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
                 "payload" => event = map.next_value_seed(self)?,
-                "after" => event.after = map.next_value_seed(RowSeed(self.names))?,
+                "after" => {
+                    let (names, columns) = (self.names, Some(self.columns));
+                    event.after = map.next_value_seed(RowSeed { names, columns })?;
+                }
                 "before" if self.before => {
-                    event.before = map.next_value_seed(RowSeed(self.names))?;
+                    event.before = map.next_value_seed(RowSeed::of(self.names))?;
                 }
                 "transaction" if self.transaction => event.transaction = Some(map.next_value()?),
                 "source" => event.order = map.next_value_seed(OrderSeed)?,
@@ -190,7 +197,19 @@ impl<'de> Visitor<'de> for NameSeed {
 /// Reads an object's wanted fields, in the order of their names; null yields none. What follows a
 /// schema is the object itself, as converters write it that tell schemas.
 #[derive(Clone, Copy)]
-pub(super) struct RowSeed<'n>(pub(super) &'n [String]);
+pub(super) struct RowSeed<'n> {
+    pub(super) names: &'n [String],
+    /// Where a digest of the names of all columns goes, wanted or not, in their order.
+    pub(super) columns: Option<&'n Cell<u64>>,
+}
+
+impl<'n> RowSeed<'n> {
+    /// Wants these fields and nothing else.
+    pub(super) fn of(names: &'n [String]) -> Self {
+        let columns = None;
+        Self { names, columns }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
     type Value = Option<Vec<Field<'de>>>;
@@ -212,7 +231,7 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = vec![Field::Missing; self.0.len()];
+        let mut fields = vec![Field::Missing; self.names.len()];
         let mut after_schema = false;
         let mut first = true;
         while let Some(name) = map.next_key_seed(NameSeed)? {
@@ -220,7 +239,10 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
                 return finish(map.next_value_seed(self)?, map);
             }
             after_schema = std::mem::take(&mut first) && name == "schema";
-            match self.0.iter().position(|wanted| *wanted == name) {
+            if let Some(columns) = self.columns {
+                columns.set(xxh3_64_with_seed(name.as_bytes(), columns.get()));
+            }
+            match self.names.iter().position(|wanted| *wanted == name) {
                 Some(index) => fields[index] = map.next_value_seed(FieldSeed)?,
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
