@@ -15,9 +15,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use support::numbers::Numbers;
-use support::services::Services;
+use support::services::{Connector, Services};
 use support::{Running, Site};
 use tokio_postgres::{Client, NoTls};
 
@@ -498,57 +500,185 @@ fn a_text_that_cannot_be_known_is_a_reject_until_it_is_sent() {
     running.stop();
 }
 
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is set by `cargo xtask test`"))
+}
+
+/// A topic with one row, read from brokers that guard it.
+struct Guarded {
+    topic: String,
+    _connector: Connector,
+}
+
+impl Guarded {
+    fn new(name: &str) -> Self {
+        let services = Services::find();
+        let database = Database::connect(&services);
+        database.run(&format!("create table {name} ({COLUMNS})"));
+        database.run(&format!(
+            "insert into {name} values (1, '@bo one', 'ada', null, 4)"
+        ));
+        let connector = services.capture_as(name, &[name], &json!({}));
+        let topic = connector.topic();
+        services.wait_for_topic(&topic);
+        Self {
+            topic,
+            _connector: connector,
+        }
+    }
+
+    /// Reads the topic with these properties, the last of which is a secret and comes by the environment;
+    /// returns what became of it.
+    fn read(&self, properties: &[(&str, &str)], secret: (&str, &str)) -> Result<(), String> {
+        let properties: String = properties
+            .iter()
+            .map(|(name, value)| format!("\"{name}\" = \"{value}\"\n"))
+            .collect();
+        let lines = LINES.replace("FORMAT", "debezium");
+        let site = Site::new(&format!(
+            "[source]\nkind = \"kafka\"\n[source.kafka.properties]\n{properties}\
+             [source.kafka]\ntopics = ['{}']\n{lines}",
+            self.topic
+        ));
+        let name = secret.0.replace('.', "_").to_uppercase();
+        let output = support::assay()
+            .arg("run")
+            .arg(site.path("assay.toml"))
+            .arg("--until-idle")
+            .env(
+                format!("ASSAY__SOURCE__KAFKA__PROPERTIES__{name}"),
+                secret.1,
+            )
+            .env("ASSAY_LOG", "trace")
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8(output.stderr).unwrap() + &String::from_utf8_lossy(&output.stdout);
+        assert!(!said.contains(secret.1), "a secret in the log");
+        match output.status.code() {
+            Some(0) => assert_eq!(site.tables()["bronze"].len(), 1),
+            code => {
+                assert_eq!(code, Some(2), "{said}");
+                return Err(said);
+            }
+        }
+        Ok(())
+    }
+}
+
 #[test]
 fn a_broker_that_asks_for_tls_and_a_password_is_read() {
-    let variable = |name: &str| std::env::var(name).expect("set by `cargo xtask test`");
     let broker = variable("ASSAY_TEST_KAFKA_SECURE");
     let authority = variable("ASSAY_TEST_KAFKA_AUTHORITY");
     let password = variable("ASSAY_TEST_KAFKA_PASSWORD");
-    let services = Services::find();
-    let database = Database::connect(&services);
-    database.run(&format!("create table guarded ({COLUMNS})"));
-    database.run("insert into guarded values (1, '@bo one', 'ada', null, 4)");
-    let _connector = services.capture_as("guarded", &["guarded"], &json!({}));
-    services.wait_for_topic("guarded.public.guarded");
-    let lines = LINES.replace("FORMAT", "debezium");
-    let configure = |mechanism: &str, authority: &str| {
-        Site::new(&format!(
-            "[source]\nkind = \"kafka\"\n[source.kafka.properties]\n\"bootstrap.servers\" = \"{broker}\"\n\
-             \"security.protocol\" = \"SASL_SSL\"\n\"sasl.mechanism\" = \"{mechanism}\"\n\
-             \"sasl.username\" = \"assay\"\n{authority}\n\
-             [source.kafka]\ntopics = ['guarded.public.guarded']\n{lines}"
-        ))
-    };
-    let run = |site: &Site, password: &str| {
-        let mut command = support::assay();
-        command
-            .arg("run")
-            .arg(site.path("assay.toml"))
-            .arg("--until-idle");
-        command.env("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD", password);
-        let output = command.env("ASSAY_LOG", "trace").output().unwrap();
-        let said =
-            String::from_utf8(output.stderr).unwrap() + &String::from_utf8_lossy(&output.stdout);
-        assert!(!said.contains(password), "a password in the log");
-        (output.status.code(), said)
-    };
-    let known = format!("\"ssl.ca.location\" = \"{authority}\"");
+    let guarded = Guarded::new("guarded");
     for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
-        let site = configure(mechanism, &known);
-        let (code, said) = run(&site, &password);
-        assert_eq!(code, Some(0), "{said}");
-        assert_eq!(site.tables()["bronze"].len(), 1);
-        let (code, said) = run(&site, "another password");
-        assert_eq!(code, Some(2), "{said}");
+        let properties = [
+            ("bootstrap.servers", &*broker),
+            ("security.protocol", "SASL_SSL"),
+            ("sasl.mechanism", mechanism),
+            ("sasl.username", "assay"),
+            ("ssl.ca.location", &*authority),
+        ];
+        let read = |password| guarded.read(&properties, ("sasl.password", password));
+        assert_eq!(read(&*password), Ok(()));
+        let said = read("another password").unwrap_err();
         assert!(
             said.contains("cannot reach the kafka brokers") && said.contains("uthentication"),
             "{said}"
         );
+        // A broker whose certificate nobody vouches for is not spoken to.
+        let unknown = guarded.read(&properties[..4], ("sasl.password", &*password));
+        let said = unknown.unwrap_err();
+        assert!(said.contains("certificate"), "{said}");
     }
-    // A broker whose certificate nobody vouches for is not spoken to.
-    let (code, said) = run(&configure("PLAIN", ""), &password);
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("certificate"), "{said}");
+}
+
+#[test]
+fn a_broker_that_asks_for_a_certificate_is_read() {
+    let broker = variable("ASSAY_TEST_KAFKA_CERTIFICATE");
+    let authority = variable("ASSAY_TEST_KAFKA_AUTHORITY");
+    let store = variable("ASSAY_TEST_KAFKA_CLIENT_STORE");
+    let password = variable("ASSAY_TEST_KAFKA_PASSWORD");
+    let guarded = Guarded::new("certified");
+    let properties = [
+        ("bootstrap.servers", &*broker),
+        ("security.protocol", "SSL"),
+        ("ssl.ca.location", &*authority),
+        ("ssl.keystore.location", &*store),
+    ];
+    let secret = ("ssl.keystore.password", &*password);
+    assert_eq!(guarded.read(&properties, secret), Ok(()));
+    let said = guarded
+        .read(&properties[..3], ("sasl.password", "none"))
+        .unwrap_err();
+    assert!(said.contains("cannot reach the kafka brokers"), "{said}");
+    let said = guarded
+        .read(&properties, ("ssl.keystore.password", "another"))
+        .unwrap_err();
+    assert!(said.contains("ssl.keystore"), "{said}");
+}
+
+/// An endpoint that gives tokens to those who know the secret; the broker looks at what they say, and not at
+/// who signed them.
+fn token_endpoint(id: &str, secret: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let expected = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+            let shown = head.iter().find_map(|line| {
+                let (name, value) = line.split_once(": ")?;
+                name.eq_ignore_ascii_case("authorization").then_some(value)
+            });
+            let answer = if shown == Some(&*expected) {
+                let now = assay::now_ms() / 1_000;
+                let claims = json!({ "sub": "assay", "iat": now, "exp": now + 60 });
+                let part = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+                let token = format!("{}.{}.", part(&json!({ "alg": "none" })), part(&claims));
+                let body =
+                    json!({ "access_token": token, "token_type": "bearer", "expires_in": 60 });
+                let body = body.to_string();
+                format!("200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            } else {
+                "401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_owned()
+            };
+            write!(stream, "HTTP/1.1 {answer}").unwrap();
+        }
+    });
+    format!("http://{address}/token")
+}
+
+#[test]
+fn a_broker_that_asks_for_a_token_is_read() {
+    let broker = variable("ASSAY_TEST_KAFKA_SECURE");
+    let authority = variable("ASSAY_TEST_KAFKA_AUTHORITY");
+    let endpoint = token_endpoint("the client", "the secret of the client");
+    let guarded = Guarded::new("tokened");
+    let properties = [
+        ("bootstrap.servers", &*broker),
+        ("security.protocol", "SASL_SSL"),
+        ("ssl.ca.location", &*authority),
+        ("sasl.mechanism", "OAUTHBEARER"),
+        ("sasl.oauthbearer.method", "oidc"),
+        ("sasl.oauthbearer.client.id", "the client"),
+        ("sasl.oauthbearer.token.endpoint.url", &*endpoint),
+    ];
+    let read = |count: usize, secret| {
+        guarded.read(
+            &properties[..count],
+            ("sasl.oauthbearer.client.secret", secret),
+        )
+    };
+    assert_eq!(read(7, "the secret of the client"), Ok(()));
+    let said = read(7, "another secret").unwrap_err();
+    assert!(said.contains("it answers 401"), "{said}");
+    let said = read(6, "the secret of the client").unwrap_err();
+    let missing = "\"sasl.oauthbearer.token.endpoint.url\" is missing";
+    assert!(said.contains(missing), "{said}");
 }
 
 #[test]

@@ -212,7 +212,7 @@ impl RegistrySettings {
 }
 
 /// An error with its causes; the topmost alone says little.
-fn told(error: &dyn std::error::Error) -> String {
+pub(crate) fn told(error: &dyn std::error::Error) -> String {
     let mut told = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -44,6 +44,7 @@ Environment:
   ASSAY_KAFKA_PORT                  [default: 19092]
   ASSAY_KAFKA_CONTROLLER_PORT       [default: 19093]
   ASSAY_KAFKA_SECURE_PORT           TLS and SASL [default: 19094]
+  ASSAY_KAFKA_CERTIFICATE_PORT      TLS with client certificates [default: 19095]
   ASSAY_REGISTRY_PORT               [default: 18081]
   ASSAY_CONNECT_PORT                [default: 18083]
   ASSAY_POSTGRES_PORT               [default: 15432]

@@ -5,12 +5,15 @@
 //! durable, for lag monitoring only.
 
 mod lost;
+mod oauth;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::error::Error;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::client::OAuthToken;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -21,6 +24,7 @@ use rdkafka::{ClientContext, Offset as KafkaOffset};
 use regex::Regex;
 
 use self::lost::OnLoss;
+use self::oauth::Tokens;
 use crate::files::Share;
 use crate::message::{Message, Offset, Polled, Source, SourceError};
 
@@ -57,7 +61,8 @@ impl KafkaSettings {
         client.set("group.id", "assay");
         // A broker that comes back should be found soon; the client's own default is ten seconds.
         client.set("reconnect.backoff.max.ms", "1000");
-        for (name, value) in &self.properties {
+        let own = |name: &str| oauth::PROPERTIES.contains(&name);
+        for (name, value) in self.properties.iter().filter(|(name, _)| !own(name)) {
             client.set(name, value);
         }
         client
@@ -153,6 +158,8 @@ struct Watch {
     ends: Mutex<HashMap<String, End>>,
     /// The last error that the client told of, in its own words.
     told: Mutex<Option<String>>,
+    /// Where tokens for the broker come from, if it asks for any.
+    tokens: Option<Tokens>,
 }
 
 /// The end of a partition, as of the last report.
@@ -174,6 +181,20 @@ impl Watch {
 }
 
 impl ClientContext for Watch {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let tokens = self
+            .tokens
+            .as_ref()
+            .ok_or("nothing says where tokens come from")?;
+        let token = tokens.fetch();
+        if let Err(error) = &token {
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+        }
+        Ok(token?)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if level as i32 <= RDKafkaLogLevel::Error as i32 {
             // Where it comes from stands first, in brackets.
@@ -221,9 +242,14 @@ impl KafkaSource {
         share: Share,
         offsets: &HashMap<Arc<str>, i64>,
     ) -> Result<Self, SourceError> {
+        let tokens = Tokens::of(&settings.properties);
+        let watch = Watch {
+            tokens: tokens.map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?,
+            ..Watch::default()
+        };
         let consumer: BaseConsumer<Watch> = settings
             .client()
-            .create_with_context(Watch::default())
+            .create_with_context(watch)
             .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
         let mut source = Self {
             consumer,

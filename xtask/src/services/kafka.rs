@@ -1,5 +1,6 @@
 //! Kafka: one node that is broker and controller, every internal topic with a single copy. It listens
-//! twice: without any security, and with TLS for those who know the password.
+//! three times for clients: without any security, with TLS for those who know the password or bring a
+//! token, and with TLS for those who show a certificate.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,13 +17,22 @@ const STARTED: &str = "Kafka Server started";
 /// How much of the log is searched for it; the log begins anew at every start.
 const SEARCHED_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What the user `assay` of the secure listener says, by any mechanism. It guards nothing: whoever reaches
-/// it reaches the other listener as well.
+/// What the user `assay` of the secure listener says, by any mechanism that asks for a password, and what
+/// opens the key stores. It guards nothing: whoever reaches it reaches the open listener as well.
 pub(crate) const PASSWORD: &str = "a password of the tests";
+
+/// What the key stores call the key of each side.
+const BROKER: &str = "broker";
+const CLIENT: &str = "client";
 
 /// The certificate that the broker shows, which is its own authority.
 pub(super) fn authority(settings: &Settings) -> PathBuf {
     settings.directory.join("etc/kafka-certificate.pem")
+}
+
+/// The key and the certificate by which a client is known to the listener that asks for one.
+pub(super) fn client_store(settings: &Settings) -> PathBuf {
+    settings.directory.join("etc/kafka-client.p12")
 }
 
 fn key_store(settings: &Settings) -> PathBuf {
@@ -37,48 +47,60 @@ fn make_certificate(settings: &Settings) -> Outcome {
     let store = key_store(settings);
     // One without its certificate was cut short.
     let _ = fs::remove_file(&store);
-    let pair = [
-        "-genkeypair",
-        "-keyalg",
-        "EC",
-        "-dname",
-        "CN=localhost",
-        "-validity",
-        "3650",
-        "-ext",
-        "san=ip:127.0.0.1,dns:localhost",
-        "-ext",
-        "bc:c",
-    ];
-    key_tool(settings, &store, &pair)?;
+    // The new authority would not know what an earlier one issued.
+    let _ = fs::remove_file(client_store(settings));
+    let extensions = ["-ext", "san=ip:127.0.0.1,dns:localhost", "-ext", "bc:c"];
+    make_pair(settings, &store, BROKER, "CN=localhost", &extensions)?;
     let certificate = authority(settings).display().to_string();
-    key_tool(
-        settings,
-        &store,
-        &["-exportcert", "-rfc", "-file", &certificate],
-    )
+    let export = ["-exportcert", "-rfc", "-file", &certificate];
+    key_tool(settings, &store, BROKER, &export)
 }
 
-fn key_tool(settings: &Settings, store: &Path, arguments: &[&str]) -> Outcome {
+/// Makes a key for clients and a certificate that the broker's key issues, unless they are there.
+fn make_client_store(settings: &Settings) -> Outcome {
+    let store = client_store(settings);
+    if store.exists() {
+        return Ok(());
+    }
+    // Begun as a copy of the broker's: only a key of the same store can sign. Half a store never bears
+    // the name that is looked for.
+    let unfinished = store.with_extension("unfinished");
+    fs::copy(key_store(settings), &unfinished)
+        .or_cannot(|| format!("write {}", unfinished.display()))?;
+    let signed = ["-signer", BROKER];
+    make_pair(settings, &unfinished, CLIENT, "CN=assay", &signed)?;
+    // OpenSSL takes the first key that it finds.
+    key_tool(settings, &unfinished, BROKER, &["-delete"])?;
+    fs::rename(&unfinished, &store).or_cannot(|| format!("write {}", store.display()))
+}
+
+fn make_pair(
+    settings: &Settings,
+    store: &Path,
+    alias: &str,
+    name: &str,
+    details: &[&str],
+) -> Outcome {
+    let pair = ["-genkeypair", "-keyalg", "EC", "-dname", name];
+    let lifetime = ["-validity", "3650"];
+    let arguments = [&pair[..], &lifetime, details].concat();
+    key_tool(settings, store, alias, &arguments)
+}
+
+fn key_tool(settings: &Settings, store: &Path, alias: &str, arguments: &[&str]) -> Outcome {
     let mut command = jars::java(settings, "-m")?;
     command
         .arg("java.base/sun.security.tools.keytool.Main")
         .args(arguments)
-        .args([
-            "-alias",
-            "broker",
-            "-storetype",
-            "PKCS12",
-            "-storepass",
-            PASSWORD,
-            "-keystore",
-        ])
+        .args(["-alias", alias, "-storetype", "PKCS12"])
+        .args(["-storepass", PASSWORD, "-keystore"])
         .arg(store);
     run_logged(command, &settings.log("kafka-certificate"))
 }
 
 pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
     make_certificate(settings)?;
+    make_client_store(settings)?;
     let configuration = settings.configure("kafka.properties", &properties(settings))?;
     // The format command writes this file last: without it a killed run left half a format.
     let data = settings.data("kafka");
@@ -142,9 +164,9 @@ fn properties(settings: &Settings) -> String {
     let broker = loopback(settings.kafka_port);
     let controller = loopback(settings.controller_port);
     let secure = loopback(settings.secure_port);
-    let store = key_store(settings);
-    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
-    let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required";
+    let certificate = loopback(settings.certificate_port);
+    let clients = format!("PLAINTEXT://{broker},SASL_SSL://{secure},SSL://{certificate}");
+    let security = security(settings);
     let data = settings.data("kafka");
     format!(
         "\
@@ -152,17 +174,11 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{broker},CONTROLLER://{controller},SASL_SSL://{secure}
-advertised.listeners=PLAINTEXT://{broker},SASL_SSL://{secure}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
-ssl.keystore.type=PKCS12
-ssl.keystore.location={store}
-ssl.keystore.password={PASSWORD}
-sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
-listener.name.sasl_ssl.plain.sasl.jaas.config={plain} user_assay=\"{PASSWORD}\";
-listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram}
-listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}
+listeners={clients},CONTROLLER://{controller}
+advertised.listeners={clients}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL
 inter.broker.listener.name=PLAINTEXT
+{security}
 log.dirs={data}
 
 # One node: the defaults ask for three copies and the first internal topic could never be made.
@@ -188,7 +204,35 @@ auto.create.topics.enable=true
 num.partitions=1
 ",
         data = data.display(),
-        store = store.display(),
+    )
+}
+
+/// Returns the properties of the listeners with TLS: how the broker is known to clients and they to it.
+fn security(settings: &Settings) -> String {
+    let module =
+        |name: &str| format!("org.apache.kafka.common.security.{name}LoginModule required");
+    let plain = module("plain.Plain");
+    let scram = module("scram.Scram");
+    let token = module("oauthbearer.OAuthBearer");
+    format!(
+        "\
+ssl.keystore.type=PKCS12
+ssl.keystore.location={store}
+ssl.keystore.password={PASSWORD}
+
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} user_assay=\"{PASSWORD}\";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram};
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram};
+# Without a callback handler any unsigned token is believed that names a subject and has not expired.
+listener.name.sasl_ssl.oauthbearer.sasl.jaas.config={token};
+
+listener.name.ssl.ssl.client.auth=required
+listener.name.ssl.ssl.truststore.type=PEM
+listener.name.ssl.ssl.truststore.location={authority}
+",
+        store = key_store(settings).display(),
+        authority = authority(settings).display(),
     )
 }
 

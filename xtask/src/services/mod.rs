@@ -13,7 +13,7 @@
 //! |---------------------|-------------------------------------------------------------|
 //! | `lib`, `plugins`    | jars of Kafka and Connect, kept for ever                    |
 //! | `registry`          | the registry's program, kept for ever; it has no data       |
-//! | `jars`, `etc`       | generated project and configuration files                   |
+//! | `jars`, `etc`       | generated project and configuration files, Kafka's keys     |
 //! | `data`              | what `--wipe` forgets; as root, PostgreSQL's is elsewhere   |
 //! | `log`, `pid`        | one file for each service                                   |
 
@@ -46,6 +46,7 @@ const PORT_LIMIT: Duration = Duration::from_secs(3);
 
 const KAFKA_PORT: (&str, u16) = ("ASSAY_KAFKA_PORT", 19092);
 const SECURE_PORT: (&str, u16) = ("ASSAY_KAFKA_SECURE_PORT", 19094);
+const CERTIFICATE_PORT: (&str, u16) = ("ASSAY_KAFKA_CERTIFICATE_PORT", 19095);
 const CONTROLLER_PORT: (&str, u16) = ("ASSAY_KAFKA_CONTROLLER_PORT", 19093);
 const CONNECT_PORT: (&str, u16) = ("ASSAY_CONNECT_PORT", 18083);
 const REGISTRY_PORT: (&str, u16) = ("ASSAY_REGISTRY_PORT", 18081);
@@ -108,6 +109,7 @@ impl Service {
                 (KAFKA_PORT.0, settings.kafka_port),
                 (CONTROLLER_PORT.0, settings.controller_port),
                 (SECURE_PORT.0, settings.secure_port),
+                (CERTIFICATE_PORT.0, settings.certificate_port),
             ],
             Service::Registry => vec![(REGISTRY_PORT.0, settings.registry_port)],
             Service::Connect => vec![(CONNECT_PORT.0, settings.connect_port)],
@@ -158,6 +160,7 @@ pub(crate) struct Settings {
     kafka_port: u16,
     controller_port: u16,
     secure_port: u16,
+    certificate_port: u16,
     registry_port: u16,
     connect_port: u16,
     postgres_port: u16,
@@ -170,6 +173,7 @@ impl Settings {
             kafka_port: port(KAFKA_PORT)?,
             controller_port: port(CONTROLLER_PORT)?,
             secure_port: port(SECURE_PORT)?,
+            certificate_port: port(CERTIFICATE_PORT)?,
             registry_port: port(REGISTRY_PORT)?,
             connect_port: port(CONNECT_PORT)?,
             postgres_port: port(POSTGRES_PORT)?,
@@ -234,6 +238,14 @@ pub(crate) fn environment(settings: &Settings) -> Vec<(&'static str, String)> {
         (
             "ASSAY_TEST_KAFKA_AUTHORITY",
             kafka::authority(settings).display().to_string(),
+        ),
+        (
+            "ASSAY_TEST_KAFKA_CERTIFICATE",
+            loopback(settings.certificate_port).to_string(),
+        ),
+        (
+            "ASSAY_TEST_KAFKA_CLIENT_STORE",
+            kafka::client_store(settings).display().to_string(),
         ),
         ("ASSAY_TEST_KAFKA_PASSWORD", kafka::PASSWORD.to_owned()),
         (
