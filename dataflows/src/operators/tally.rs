@@ -1,6 +1,7 @@
 //! Keeps one aggregate a key: counts, and extremes that survive retraction.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use differential_dataflow::{AsCollection, ExchangeData};
@@ -46,7 +47,7 @@ pub fn tally<'s, A: Aggregate>(
     let by_key = Exchange::new(|((key, _), _, _): &(Pair<A>, Epoch, Diff)| place(key));
     let changes = values.inner.unary_frontier(by_key, name, |_, _| {
         let mut stash: Stash<(Pair<A>, Diff)> = Stash::new();
-        let mut aggregates: HashMap<A::Key, A> = HashMap::new();
+        let mut aggregates: HashMap<A::Key, Kept<A>> = HashMap::new();
         move |(input, frontier), output| {
             input.for_each(|capability, data| {
                 for (value, epoch, diff) in data.drain(..) {
@@ -57,12 +58,7 @@ pub fn tally<'s, A: Aggregate>(
                 let epoch = *capability.time();
                 let mut session = output.session(&capability);
                 for (key, old) in apply(&mut aggregates, updates) {
-                    let new = aggregates
-                        .get(&key)
-                        .and_then(|aggregate| aggregate.row(&key));
-                    if new.is_none() {
-                        aggregates.remove(&key);
-                    }
+                    let new = settle(&mut aggregates, &key);
                     if old == new {
                         continue;
                     }
@@ -75,22 +71,51 @@ pub fn tally<'s, A: Aggregate>(
     changes.as_collection()
 }
 
-/// Applies an epoch's updates; returns each key they touched with the row it had before.
+/// A key's aggregate, and whether the epoch that is being applied has touched it. The mark stands here, and
+/// not in a set of keys, because looking a key up is most of the work.
+#[derive(Default)]
+struct Kept<A> {
+    aggregate: A,
+    touched: bool,
+}
+
+/// Applies an epoch's updates; returns each key they touched, once, with the row it had before.
 fn apply<A: Aggregate>(
-    aggregates: &mut HashMap<A::Key, A>,
+    aggregates: &mut HashMap<A::Key, Kept<A>>,
     updates: Vec<(Pair<A>, Diff)>,
-) -> HashMap<A::Key, Option<A::Row>> {
-    let mut before = HashMap::with_capacity(updates.len());
+) -> Vec<(A::Key, Option<A::Row>)> {
+    let mut before = Vec::new();
     for ((key, value), diff) in updates {
-        if !before.contains_key(&key) {
-            let row = aggregates
-                .get(&key)
-                .and_then(|aggregate| aggregate.row(&key));
-            before.insert(key.clone(), row);
-        }
-        aggregates.entry(key).or_default().add(value, diff);
+        let kept = match aggregates.entry(key) {
+            Entry::Vacant(entry) => {
+                before.push((entry.key().clone(), None));
+                let touched = true;
+                let aggregate = A::default();
+                entry.insert(Kept { aggregate, touched })
+            }
+            Entry::Occupied(mut entry) => {
+                if !entry.get().touched {
+                    entry.get_mut().touched = true;
+                    let row = entry.get().aggregate.row(entry.key());
+                    before.push((entry.key().clone(), row));
+                }
+                entry.into_mut()
+            }
+        };
+        kept.aggregate.add(value, diff);
     }
     before
+}
+
+/// The row of a key that was touched, now that all updates are applied; without one its aggregate goes.
+fn settle<A: Aggregate>(aggregates: &mut HashMap<A::Key, Kept<A>>, key: &A::Key) -> Option<A::Row> {
+    let kept = aggregates.get_mut(key)?;
+    kept.touched = false;
+    let row = kept.aggregate.row(key);
+    if row.is_none() {
+        aggregates.remove(key);
+    }
+    row
 }
 
 /// The least and the greatest of a multiset of values, under additions and removals.

@@ -181,7 +181,7 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                         let mut session = output.session(&capability);
                         let applied = rows.apply(upserts);
                         for (key, old) in applied.before {
-                            let new = rows.held.get(&key).map(|held| held.row.clone());
+                            let new = rows.settle(&key);
                             if old == new {
                                 continue;
                             }
@@ -222,14 +222,20 @@ struct Rows<V> {
 }
 
 struct Held<V> {
-    row: V,
+    /// None only within an epoch.
+    row: Option<V>,
     at: i64,
+    /// Whether the epoch that is being applied has touched it. The mark stands here, and not in a set of
+    /// keys, because looking a key up is most of the work.
+    touched: bool,
 }
+
+/// Each key that an epoch touched, once, with the row it had before.
+type Before<V> = Vec<(Text, Option<V>)>;
 
 /// What came of some upserts.
 struct Applied<V> {
-    /// Each key that they touched, with the row it had before.
-    before: HashMap<Text, Option<V>>,
+    before: Before<V>,
     /// Rows on their way to other keys.
     moved: Vec<Upsert<V>>,
 }
@@ -251,7 +257,7 @@ impl<V: Clone + Revision> Rows<V> {
     /// ends.
     fn apply(&mut self, upserts: Vec<Upsert<V>>) -> Applied<V> {
         let mut applied = Applied {
-            before: HashMap::with_capacity(upserts.len()),
+            before: Vec::with_capacity(upserts.len()),
             moved: Vec::new(),
         };
         for Upsert { key, at, state } in upserts {
@@ -289,21 +295,45 @@ impl<V: Clone + Revision> Rows<V> {
     }
 
     /// Makes this the row of a key.
-    fn put(&mut self, key: Text, at: i64, new: Option<V>, before: &mut HashMap<Text, Option<V>>) {
-        let old = match (self.held.entry(key.clone()), new) {
-            (Entry::Occupied(mut held), Some(row)) if held.get().row.same_as(&row) => {
-                held.get_mut().at = at;
-                return;
+    fn put(&mut self, key: Text, at: i64, new: Option<V>, before: &mut Before<V>) {
+        match self.held.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let same = match (&entry.get().row, &new) {
+                    (Some(row), Some(new)) => row.same_as(new),
+                    (row, new) => row.is_none() && new.is_none(),
+                };
+                entry.get_mut().at = at;
+                if same {
+                    return;
+                }
+                let old = std::mem::replace(&mut entry.get_mut().row, new);
+                if !std::mem::replace(&mut entry.get_mut().touched, true) {
+                    before.push((entry.key().clone(), old));
+                }
             }
-            (Entry::Occupied(mut held), Some(row)) => Some(held.insert(Held { row, at }).row),
-            (Entry::Occupied(held), None) => Some(held.remove().row),
-            (Entry::Vacant(entry), Some(row)) => {
-                entry.insert(Held { row, at });
-                None
+            Entry::Vacant(entry) if new.is_some() => {
+                before.push((entry.key().clone(), None));
+                let (row, touched) = (new, true);
+                entry.insert(Held { row, at, touched });
             }
-            (Entry::Vacant(_), None) => return,
-        };
-        before.entry(key).or_insert(old);
+            Entry::Vacant(_) => {}
+        }
+    }
+
+    /// The row of a key that was touched, now that all upserts are applied.
+    fn settle(&mut self, key: &Text) -> Option<V> {
+        let held = self.held.get_mut(key)?;
+        held.touched = false;
+        let row = held.row.clone();
+        if row.is_none() {
+            self.held.remove(key);
+        }
+        row
+    }
+
+    /// The row that a key has now.
+    fn row(&self, key: &Text) -> Option<&V> {
+        self.held.get(key)?.row.as_ref()
     }
 
     /// All of the key's row is known, so nothing waits for more. These maps are empty but for a moment
@@ -315,8 +345,8 @@ impl<V: Clone + Revision> Rows<V> {
 
     /// The row of a key of which not everything was told.
     fn patched(&mut self, key: &Text, at: i64, patch: Patch<V>) -> V {
-        let held = self.held.get(key);
-        let completed = held.and_then(|held| patch.row.completed(&held.row, patch.absent));
+        let held = self.row(key);
+        let completed = held.and_then(|row| patch.row.completed(row, patch.absent));
         if let Some(row) = completed {
             return row;
         }
@@ -339,8 +369,8 @@ impl<V: Clone + Revision> Rows<V> {
         self.arrived.remove(key);
         if let Some((since, patch)) = self.lacking.remove(key) {
             self.passing.insert(key.clone(), (since, patch, to, at));
-        } else if let Some(held) = self.held.get(key) {
-            moved.push(Upsert::arrived(to, at, held.row.clone()));
+        } else if let Some(row) = self.row(key) {
+            moved.push(Upsert::arrived(to, at, row.clone()));
         }
     }
 
@@ -358,22 +388,22 @@ impl<V: Clone + Revision> Rows<V> {
             let (_, patch, to, at) = passing.remove();
             let completed = patch.row.completed(&older, patch.absent);
             moved.extend(completed.map(|row| Upsert::arrived(to, at, row)));
-        } else if !self.held.contains_key(key) {
+        } else if self.row(key).is_none() {
             self.arrived.insert(key.clone(), (at, older));
         }
         None
     }
 
-    fn truncate(&mut self, prefix: Text, at: i64, before: &mut HashMap<Text, Option<V>>) {
-        self.held.retain(|key, held| {
-            let stays = !key.starts_with(&*prefix) || held.at > at;
-            if !stays {
-                before
-                    .entry(key.clone())
-                    .or_insert_with(|| Some(held.row.clone()));
+    fn truncate(&mut self, prefix: Text, at: i64, before: &mut Before<V>) {
+        for (key, held) in &mut self.held {
+            if held.at > at || !key.starts_with(&*prefix) {
+                continue;
             }
-            stays
-        });
+            let old = held.row.take();
+            if old.is_some() && !std::mem::replace(&mut held.touched, true) {
+                before.push((key.clone(), old));
+            }
+        }
         let stays = |key: &Text, since: i64| !key.starts_with(&*prefix) || since > at;
         self.lacking.retain(|key, (since, _)| stays(key, *since));
         self.arrived.retain(|key, (since, _)| stays(key, *since));
@@ -441,11 +471,20 @@ mod tests {
         }))
     }
 
+    /// Applies an epoch; returns what it touched as it was before.
+    fn apply(rows: &mut Rows<Pair>, upserts: Vec<Upsert<Pair>>) -> Before<Pair> {
+        let before = rows.apply(upserts).before;
+        for (key, _) in &before {
+            rows.settle(key);
+        }
+        before
+    }
+
     fn left(rows: &Rows<Pair>) -> Vec<(&str, Pair)> {
         let mut left: Vec<_> = rows
             .held
             .iter()
-            .map(|(key, held)| (&**key, held.row))
+            .filter_map(|(key, held)| Some((&**key, held.row?)))
             .collect();
         left.sort_unstable();
         left
@@ -454,40 +493,49 @@ mod tests {
     #[test]
     fn fields_that_were_not_told_are_as_they_were() {
         let mut rows = Rows::default();
-        rows.apply(vec![
-            told("a", 1, State::Row((1, 2))),
-            told("a", 2, patch((3, 0), 2)),
-        ]);
-        rows.apply(vec![told("b", 3, patch((4, 0), 2))]);
+        apply(
+            &mut rows,
+            vec![
+                told("a", 1, State::Row((1, 2))),
+                told("a", 2, patch((3, 0), 2)),
+            ],
+        );
+        apply(&mut rows, vec![told("b", 3, patch((4, 0), 2))]);
         assert_eq!(left(&rows), [("a", (3, 2)), ("b", (-1, -1))]);
         // Within an epoch as well, and what was there at its start is what is taken back.
-        let applied = rows.apply(vec![
-            told("a", 4, State::Gone),
-            told("a", 5, State::Row((7, 8))),
-            told("a", 6, patch((0, 9), 1)),
-        ]);
-        assert_eq!(
-            applied.before.into_iter().collect::<Vec<_>>(),
-            [("a".into(), Some((3, 2)))]
+        let before = apply(
+            &mut rows,
+            vec![
+                told("a", 4, State::Gone),
+                told("a", 5, State::Row((7, 8))),
+                told("a", 6, patch((0, 9), 1)),
+            ],
         );
+        assert_eq!(before, [("a".into(), Some((3, 2)))]);
         assert_eq!(left(&rows)[0], ("a", (7, 9)));
     }
 
     #[test]
     fn a_truncation_takes_what_was_told_before_it_whatever_arrives_first() {
         let mut rows = Rows::default();
-        rows.apply(vec![
-            told("t/restored", 0, State::Row((0, 0))),
-            told("t/before", 10, State::Row((1, 1))),
-            told("t/after", 30, State::Row((2, 2))),
-            told("u/other", 10, State::Row((3, 3))),
-        ]);
-        let applied = rows.apply(vec![told("t/", 20, State::Truncated(0))]);
-        assert_eq!(applied.before.len(), 2);
-        rows.apply(vec![
-            told("t/late", 15, State::Row((4, 4))),
-            told("t/new", 40, State::Row((5, 5))),
-        ]);
+        apply(
+            &mut rows,
+            vec![
+                told("t/restored", 0, State::Row((0, 0))),
+                told("t/before", 10, State::Row((1, 1))),
+                told("t/after", 30, State::Row((2, 2))),
+                told("u/other", 10, State::Row((3, 3))),
+            ],
+        );
+        let before = apply(&mut rows, vec![told("t/", 20, State::Truncated(0))]);
+        assert_eq!(before.len(), 2);
+        apply(
+            &mut rows,
+            vec![
+                told("t/late", 15, State::Row((4, 4))),
+                told("t/new", 40, State::Row((5, 5))),
+            ],
+        );
         assert_eq!(
             left(&rows),
             [("t/after", (2, 2)), ("t/new", (5, 5)), ("u/other", (3, 3))]

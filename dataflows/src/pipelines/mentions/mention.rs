@@ -98,6 +98,22 @@ impl MentionRule {
         Mentions { text, found }
     }
 
+    /// Returns true if the text mentions anybody; looks no further than the first.
+    pub fn finds_any(&self, text: &str) -> bool {
+        match &self.0 {
+            Kind::Twitter => {
+                let (position, used) = (0, 0);
+                let mut mentions = Twitter {
+                    text,
+                    position,
+                    used,
+                };
+                mentions.next().is_some()
+            }
+            Kind::Pattern(regex) => !matches(regex, text).is_empty(),
+        }
+    }
+
     /// Returns `text` without its mentions, by the rule of [`Mentions::cleaned`].
     ///
     /// ```

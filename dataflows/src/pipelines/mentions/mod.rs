@@ -686,7 +686,7 @@ fn labels_of(gold: Arc<Gold>) -> Option<((Text, Text, Text), ())> {
 }
 
 fn tweeted(tweet: &Bronze, rule: &MentionRule) -> Option<(Text, bool)> {
-    Some((tweet.user.clone()?, !rule.extract(&tweet.text).is_empty()))
+    Some((tweet.user.clone()?, rule.finds_any(&tweet.text)))
 }
 
 #[cfg(test)]
