@@ -12,6 +12,7 @@ use connectors::message::{Message as Delivered, Polled};
 use dataflows::envelope::{Decoder, Envelope, Message, NotYet, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
+use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::record::Timestamp;
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -237,6 +238,28 @@ fn is_loopback(broker: &str) -> bool {
         .any(|start| broker.trim().starts_with(start))
 }
 
+/// The updates of a table.
+#[derive(Default)]
+struct Updates {
+    all: usize,
+    /// Those that tell the row as it was.
+    with_before: usize,
+}
+
+impl Updates {
+    /// What they tell of the table's replica identity.
+    fn identity(&self) -> &'static str {
+        match (self.all, self.with_before) {
+            (0, _) => "no update there to tell its replica identity",
+            (_, 0) => {
+                "replica identity default: enough, as rows are told apart by key; large values that did not \
+                 change are taken from the row that is held"
+            }
+            _ => "replica identity full: updates tell the row as it was, and large values always",
+        }
+    }
+}
+
 /// What some messages are like.
 struct Sample {
     decoder: Decoder,
@@ -250,12 +273,13 @@ struct Sample {
     /// How many could not be used, by reason.
     rejects: BTreeMap<String, usize>,
     keyless: usize,
-    numeric_dates: usize,
+    /// A date that is a number.
+    numeric_date: Option<i64>,
     /// Connectors and their versions.
     connectors: BTreeSet<String>,
-    tables: BTreeSet<String>,
-    updates: usize,
-    updates_with_before: usize,
+    tables: BTreeMap<String, Updates>,
+    /// What a transaction's topic would be called, if events tell of transactions.
+    transactions: Option<String>,
     newest_ms: i64,
 }
 
@@ -271,11 +295,10 @@ impl Sample {
             patches: 0,
             rejects: BTreeMap::new(),
             keyless: 0,
-            numeric_dates: 0,
+            numeric_date: None,
             connectors: BTreeSet::new(),
-            tables: BTreeSet::new(),
-            updates: 0,
-            updates_with_before: 0,
+            tables: BTreeMap::new(),
+            transactions: None,
             newest_ms: 0,
         }
     }
@@ -298,11 +321,8 @@ impl Sample {
             match change.state {
                 State::Row(Ok(row)) => {
                     self.rows += 1;
-                    let numeric = row
-                        .date
-                        .as_ref()
-                        .is_some_and(|date| date.parse::<i64>().is_ok());
-                    self.numeric_dates += usize::from(numeric);
+                    let date = row.date.as_ref().and_then(|date| date.parse().ok());
+                    self.numeric_date = date.or(self.numeric_date);
                 }
                 State::Row(Err(reject)) => {
                     *self.rejects.entry(reject.reason.to_string()).or_default() += 1
@@ -326,12 +346,15 @@ impl Sample {
         if source.is_object() {
             self.connectors
                 .insert(format!("{} {}", text("connector"), text("version")));
-            self.tables
-                .insert(format!("{}.{}", text("schema"), text("table")));
+            let table = format!("{}.{}", text("schema"), text("table"));
+            let updates = self.tables.entry(table).or_default();
+            if event["op"] == "u" {
+                updates.all += 1;
+                updates.with_before += usize::from(event["before"].is_object());
+            }
         }
-        if event["op"] == "u" {
-            self.updates += 1;
-            self.updates_with_before += usize::from(event["before"].is_object());
+        if event["transaction"].is_object() {
+            self.transactions = Some(format!("{}.transaction", text("name")));
         }
         self.newest_ms = self.newest_ms.max(event["ts_ms"].as_i64().unwrap_or(0));
     }
@@ -366,23 +389,29 @@ impl Sample {
                 ),
             );
         }
-        if self.numeric_dates > 0 && plan.mentions.numeric_date.is_none() {
+        if let (Some(count), None) = (self.numeric_date, plan.mentions.numeric_date) {
+            let unit = match DateUnit::likely(count) {
+                Some(unit) => format!("likely \"{}\"", unit.name()),
+                None => "and which is not likely any time of ours".to_owned(),
+            };
             findings.note(
                 "dates",
-                "some are numbers: say in mentions.numeric_date what they count",
+                format!("some are numbers, such as {count}: say in mentions.numeric_date what they count, {unit}"),
             );
         }
-        if !self.connectors.is_empty() {
-            let list =
-                |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
-            let message = format!("{}, tables {}", list(&self.connectors), list(&self.tables));
-            findings.good("debezium", message);
+        for connector in &self.connectors {
+            findings.good("debezium", connector);
         }
-        if self.updates > 0 && self.updates_with_before == 0 {
-            findings.good(
+        for (table, updates) in &self.tables {
+            findings.good("debezium", format!("table {table}: {}", updates.identity()));
+        }
+        if let (Some(topic), None) = (&self.transactions, &plan.format.transactions) {
+            findings.note(
                 "debezium",
-                "updates lack the row as it was (replica identity default): it is not needed, but for large \
-                 values of rows whose key changes",
+                format!(
+                    "half of a transaction may be seen for a moment: source.kafka.transactions = \"{topic}\" shows \
+                     each whole"
+                ),
             );
         }
         if self.patches > 0 {

@@ -682,6 +682,51 @@ fn a_broker_that_asks_for_a_token_is_read() {
 }
 
 #[test]
+fn the_doctor_looks_into_messages() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    let tables = ["looked_at_full", "looked_at_default"];
+    for table in tables {
+        database.run(&format!(
+            "create table {table} ({COLUMNS}); \
+             insert into {table} values (1, '@bo one', 'ada', '2009-04-06 22:19:45', 4)"
+        ));
+    }
+    database.run("alter table looked_at_full replica identity full");
+    let settings = json!({ "provide.transaction.metadata": "true" });
+    let _connector = services.capture_as("looked", &tables, &settings);
+    database.run("update looked_at_full set who = 'bo'; update looked_at_default set who = 'bo'");
+    services.wait_for_topic("looked.transaction");
+    let site = site(&services, "['^looked\\.public\\.']", "debezium");
+    let configuration = std::fs::read_to_string(site.path("assay.toml")).unwrap();
+    let unnamed = configuration.replace("numeric_date = \"microseconds\"", "");
+    std::fs::write(site.path("assay.toml"), unnamed).unwrap();
+    let mut said = String::new();
+    support::services::wait_for("the updates", || {
+        let mut command = support::assay();
+        let output = command
+            .arg("doctor")
+            .arg(site.path("assay.toml"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        said = String::from_utf8(output.stdout).unwrap();
+        !said.contains("no update there")
+    });
+    for line in [
+        "ok    debezium  postgresql 3.",
+        "ok    debezium  table public.looked_at_default: replica identity default",
+        "ok    debezium  table public.looked_at_full: replica identity full",
+        "note  debezium  half of a transaction may be seen for a moment: source.kafka.transactions = \
+         \"looked.transaction\"",
+        "note  dates     some are numbers, such as 1239056385000000: say in mentions.numeric_date what they \
+         count, likely \"microseconds\"",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+}
+
+#[test]
 fn rejects_heal_when_the_configuration_does() {
     let services = Services::find();
     let database = Database::connect(&services);

@@ -30,16 +30,45 @@ pub enum DateUnit {
 }
 
 impl DateUnit {
+    const ALL: [Self; 5] = [
+        Self::Seconds,
+        Self::Milliseconds,
+        Self::Microseconds,
+        Self::Nanoseconds,
+        Self::Days,
+    ];
+
     /// The unit of a name, as a configuration writes it.
     pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "seconds" => Self::Seconds,
-            "milliseconds" => Self::Milliseconds,
-            "microseconds" => Self::Microseconds,
-            "nanoseconds" => Self::Nanoseconds,
-            "days" => Self::Days,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|unit| unit.name() == name)
+    }
+
+    /// The name, as a configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Seconds => "seconds",
+            Self::Milliseconds => "milliseconds",
+            Self::Microseconds => "microseconds",
+            Self::Nanoseconds => "nanoseconds",
+            Self::Days => "days",
+        }
+    }
+
+    /// The unit by which such a count lies in the years 1990 to 2100; no two units share one.
+    ///
+    /// ```
+    /// use dataflows::pipelines::mentions::date::DateUnit;
+    /// assert_eq!(DateUnit::likely(14_340), Some(DateUnit::Days));
+    /// assert_eq!(DateUnit::likely(1_239_056_385_000), Some(DateUnit::Milliseconds));
+    /// assert_eq!(DateUnit::likely(7), None);
+    /// ```
+    pub fn likely(count: i64) -> Option<Self> {
+        let ours = 631_152_000_000_000..4_102_444_800_000_000;
+        let fits = |unit: &Self| {
+            unit.microseconds(count)
+                .is_some_and(|time| ours.contains(&time))
+        };
+        Self::ALL.into_iter().find(fits)
     }
 
     /// So many of them in microseconds, rounded down; `None` beyond what 64 bits hold.
