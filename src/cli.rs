@@ -1,8 +1,7 @@
 //! What the user typed.
 
-use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -65,6 +64,18 @@ enum Command {
     Source {
         /// What to do.
         #[arg(value_parser = ["pause", "resume", "status"])]
+        order: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Show what could not be used, by reason, or try it again.
+    #[command(
+        after_help = "A retry reads the configuration's [source] anew: corrected columns, keys and formats
+count for what comes as well. It begins when the order has reached all processes."
+    )]
+    Rejects {
+        /// What to do.
+        #[arg(value_parser = ["list", "retry"])]
         order: String,
         #[command(flatten)]
         asking: Asking,
@@ -342,7 +353,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(run) => run_pipeline(&run),
         Command::Launch(arguments) => launch_processes(arguments),
-        Command::Doctor { config } => doctor::run(&plan(&config, &Overrides::default())?),
+        Command::Doctor { config } => doctor::run(&Plan::read(&config, &Overrides::default())?),
         Command::Demo(demo) => demo::run(demo.dir, demo.exit),
         Command::Init { .. } => {
             print!("{}", config::TEMPLATE);
@@ -360,9 +371,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             )
         }),
         Command::Source { order, asking } => steer_source(&order, &asking),
+        Command::Rejects { order, asking } => look_at_rejects(&order, &asking),
         Command::Tables(order) => look_after(&order),
         Command::Forget(forget) => tables::forget::run(
-            &plan(&forget.config, &Overrides::default())?,
+            &Plan::read(&forget.config, &Overrides::default())?,
             &forget.condition,
             forget.purge,
             &forget.receipt,
@@ -380,7 +392,7 @@ fn run_pipeline(run: &Run) -> anyhow::Result<()> {
         until_idle: run.until_idle,
         secret: std::env::var(SECRET_VARIABLE).ok(),
     };
-    let plan = plan(&run.config, &overrides)?;
+    let plan = Plan::read(&run.config, &overrides)?;
     cluster::run(plan, follow)?;
     Ok(())
 }
@@ -391,7 +403,7 @@ fn launch_processes(arguments: LaunchArguments) -> anyhow::Result<()> {
         ..Overrides::default()
     };
     // Checked here as well, so that a mistake is told once and not by every process.
-    let plan = plan(&arguments.config, &overrides)?;
+    let plan = Plan::read(&arguments.config, &overrides)?;
     launch::run(&Launch {
         config: arguments.config,
         processes: arguments.processes.into(),
@@ -410,20 +422,7 @@ fn look_after(order: &Tables) -> anyhow::Result<()> {
         Tables::Reset { config, yes } => (config, None, Order::Reset { sure: *yes }),
         Tables::Vacuum { config, dry_run } => (config, None, Order::Vacuum { remove: !dry_run }),
     };
-    tables::run(&plan(config, &Overrides::default())?, relation, order)
-}
-
-/// Reads and checks a configuration.
-fn plan(file: &Path, overrides: &Overrides) -> anyhow::Result<Plan> {
-    let name = file.display().to_string();
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Mistakes::one(format!("cannot read \"{name}\": {error}")))?;
-    let settings = config::read(&name, &text, std::env::vars())?;
-    let folder = match file.parent() {
-        Some(parent) if parent != OsStr::new("") => parent,
-        _ => Path::new("."),
-    };
-    Ok(Plan::new(&settings, overrides, &name, &text, folder)?)
+    tables::run(&Plan::read(config, &Overrides::default())?, relation, order)
 }
 
 /// Shows progress for as long as the process lives.
@@ -452,6 +451,25 @@ fn steer_source(order: &str, asking: &Asking) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+fn look_at_rejects(order: &str, asking: &Asking) -> anyhow::Result<()> {
+    if order == "list" {
+        return show(asking, |server| query::client::ask(server, REJECTS, None));
+    }
+    let server = &asking.server;
+    let answer = query::client::retry_rejects(server);
+    let answer = answer.with_context(|| format!("cannot ask {server}"))?;
+    match asking.json {
+        true => println!("{answer}"),
+        false => println!("what could not be used is tried again"),
+    }
+    Ok(())
+}
+
+/// Rejects by their reasons, the most frequent first, each with an example.
+const REJECTS: &str = "select stage, reason, count(*) as rejects, min(position) as example, \
+                       max(first_seen) as last_seen from rejects group by stage, reason \
+                       order by rejects desc, stage, reason limit 100";
 
 /// Prints a server's answer.
 fn show(

@@ -330,6 +330,7 @@ impl Sample {
                 State::Patch(_) => self.patches += 1,
                 State::Gone | State::Left(_) | State::Arrived(_) => self.deletes += 1,
                 State::Truncated(_) => self.truncations += 1,
+                State::Retry(_) | State::Retried(_) => {}
             }
         }
         if self.debezium

@@ -51,6 +51,7 @@ impl Ingest {
                 waiting: VecDeque::new(),
                 clock,
                 failures: Failures::default(),
+                retries: 0,
             }
             .run();
         })
@@ -64,6 +65,8 @@ struct Reader {
     waiting: VecDeque<Waiting>,
     clock: Clock,
     failures: Failures,
+    /// How often what could not be used has been tried again.
+    retries: u64,
 }
 
 impl Reader {
@@ -103,6 +106,7 @@ impl Reader {
             if wait.is_zero() || self.ingest.intake.open_records() >= limit {
                 return caught_up;
             }
+            self.retry_rejects();
             if let Some(pause) = self.failures.pause() {
                 std::thread::park_timeout(pause.min(wait));
                 continue;
@@ -128,6 +132,15 @@ impl Reader {
             if caught_up && self.ingest.process.plan().until_idle {
                 return true;
             }
+        }
+    }
+
+    /// Tries again what could not be used, if that has been ordered since it was last done.
+    fn retry_rejects(&mut self) {
+        let ordered = self.ingest.process.retries();
+        if ordered != self.retries {
+            self.retries = ordered;
+            self.ingest.intake.retry(self.ingest.worker);
         }
     }
 

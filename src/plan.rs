@@ -1,5 +1,6 @@
 //! What will run: the settings checked as a whole, before anything starts.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -52,9 +53,29 @@ pub struct Plan {
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
     pub until_idle: bool,
+    /// The configuration's file, if it came from one.
+    pub file: Option<PathBuf>,
 }
 
 impl Plan {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// Tells all mistakes at once.
+    pub fn read(file: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Mistakes::one(format!("cannot read \"{name}\": {error}")))?;
+        let settings = config::read(&name, &text, std::env::vars())?;
+        let folder = match file.parent() {
+            Some(parent) if parent != OsStr::new("") => parent,
+            _ => Path::new("."),
+        };
+        let plan = Self::new(&settings, overrides, &name, &text, folder)?;
+        let file = Some(file.to_owned());
+        Ok(Self { file, ..plan })
+    }
+
     /// What the tables are and where, if any are kept.
     ///
     /// # Errors
@@ -241,6 +262,7 @@ impl Plan {
             listen: check.listen(settings),
             cluster: check.cluster(settings, overrides, folder),
             until_idle: overrides.until_idle,
+            file: None,
         };
         if check.mistakes.is_empty() {
             Ok(plan)

@@ -13,6 +13,7 @@ use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Format;
+use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
@@ -33,7 +34,7 @@ use crate::checkpoint::crash;
 use crate::checkpoint::lease::{self, Lease};
 use crate::checkpoint::store::{Commit, Pause, Store, StoreError};
 use crate::metrics::{self, RowCounters};
-use crate::plan::{Plan, SourcePlan};
+use crate::plan::{Overrides, Plan, SourcePlan};
 use crate::progress::Progress;
 use crate::{EXIT_FAILURE, Stop, give_up};
 
@@ -58,6 +59,9 @@ pub struct Process {
     caught_up: watch::Sender<Option<Epoch>>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
     reading: Mutex<Reading>,
+    /// What the source's messages look like, and how often that has been read anew.
+    format: Mutex<Format>,
+    retries: AtomicU64,
     /// Rows of bronze and rejects that appeared since the start.
     accepted: AtomicU64,
     rejected: AtomicU64,
@@ -122,6 +126,8 @@ impl Process {
             }
         };
         Ok(Self {
+            format: Mutex::new(plan.format.clone()),
+            retries: AtomicU64::default(),
             plan,
             runtime,
             pool,
@@ -167,6 +173,33 @@ impl Process {
                 ),
             }
         }
+    }
+
+    /// Has what could not be used tried again, by what the configuration says of messages now.
+    pub fn retry_rejects(&self) {
+        if let Some(file) = &self.plan.file {
+            match Plan::read(file, &Overrides::default()) {
+                Ok(plan) => {
+                    *self.format.lock().unwrap_or_else(PoisonError::into_inner) = plan.format
+                }
+                Err(error) => {
+                    tracing::error!("{error:#}; what it said of messages before is kept to");
+                }
+            }
+        }
+        tracing::info!("what could not be used is tried again");
+        self.retries.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often what could not be used is to be tried again.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Acquire)
+    }
+
+    /// What the source's messages look like.
+    pub fn format(&self) -> Format {
+        let format = self.format.lock().unwrap_or_else(PoisonError::into_inner);
+        format.clone()
     }
 
     /// Whether the source is read.
@@ -507,8 +540,9 @@ impl Environment for WorkerEnvironment {
         self.process.restored_epoch()
     }
 
-    fn format(&self, _: &str) -> Format {
-        self.process.plan.format.clone()
+    fn format(&self, _: &str) -> FormatNow {
+        let process = Arc::clone(&self.process);
+        Arc::new(move || process.format())
     }
 
     fn replays(&self, _: &str) -> bool {

@@ -118,6 +118,9 @@ impl Turns {
                     Order::Pause => self.process.set_reading(Reading::Paused),
                     Order::PauseForRejects => self.process.set_reading(Reading::TooManyRejects),
                     Order::Resume => self.process.set_reading(Reading::On),
+                    // Every worker hears of it, and its process is to act once.
+                    Order::RetryRejects if self.first_of_process => self.process.retry_rejects(),
+                    Order::RetryRejects => {}
                 }
             }
             let fed = self.feed();

@@ -740,14 +740,36 @@ fn rejects_heal_when_the_configuration_does() {
     let right = std::fs::read_to_string(site.path("assay.toml")).unwrap();
     // The column is called otherwise: nothing can be used, and nothing is lost.
     let wrong = right.replace("text = \"body\"", "text = \"words\"");
-    std::fs::write(site.path("assay.toml"), wrong).unwrap();
+    std::fs::write(site.path("assay.toml"), &wrong).unwrap();
     let running = site.start(&[]);
     let rejects = "select count(*) from rejects where stage = 'decode'";
     running.wait_for("the rejects", || running.number(rejects) == 50);
     database.run("delete from healed where id = 1");
     running.wait_for("the delete", || running.number(rejects) == 49);
+    let listed = running.ask(&["rejects", "list"]);
+    let reason = "field \"after.words\": expected a string, found nothing";
+    assert!(listed.contains(reason) && listed.contains("49"), "{listed}");
     running.stop();
-    std::fs::write(site.path("assay.toml"), right).unwrap();
+
+    // A start tries them again by what the configuration says then, and an order does while it runs.
+    let running = site.start(&["--workers", "2"]);
+    assert_eq!(running.number(rejects), 49);
+    std::fs::write(site.path("assay.toml"), "source = 7").unwrap();
+    running.ask(&["rejects", "retry"]);
+    running.wait_for("the mistake to be told", || {
+        running.log().contains("is kept to")
+    });
+    assert_eq!(running.number(rejects), 49);
+    std::fs::write(site.path("assay.toml"), &right).unwrap();
+    running.ask(&["rejects", "retry"]);
+    running.wait_for("the retry", || running.number(rejects) == 0);
+    assert_eq!(running.number("select count(*) from bronze"), 49);
+    // What comes is read by it, too.
+    database.run("update healed set body = '@di' where id = 3");
+    running.wait_for("the update", || {
+        running.number("select count(*) from bronze where text = '@di' and key = '3'") == 1
+    });
+    running.stop();
     let running = site.start(&["--workers", "2"]);
     assert_eq!(running.number(rejects), 0);
     assert_eq!(running.number("select count(*) from bronze"), 49);

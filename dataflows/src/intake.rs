@@ -1,6 +1,7 @@
 //! The way of a source's messages into the dataflow: decoded into epochs on an ingest thread, and fed to
 //! the worker, one closed epoch after another.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use differential_dataflow::ExchangeData;
@@ -17,6 +18,9 @@ use crate::transactions::Transactions;
 /// busy, few enough that a backlog stays in the source.
 const EPOCHS_IN_FLIGHT: usize = 4;
 
+/// Tells what a source's messages look like now; it may change while the program runs.
+pub type FormatNow = Arc<dyn Fn() -> Format + Send + Sync>;
+
 /// The worker is gone, so nothing more can be handed over.
 #[derive(Clone, Copy, Debug)]
 pub struct Closed;
@@ -32,6 +36,9 @@ pub trait Intake: Send {
     /// Hears, about once a second, that the source holds nothing more for now. Returns a warning if something
     /// was waited for in vain, and is not any longer.
     fn nothing_waits(&mut self) -> Option<String>;
+
+    /// Reads messages by the format as it is now, and has this worker try again what could not be used.
+    fn retry(&mut self, worker: usize);
 
     /// Deletes the rows of the last checkpoint that a replaying source has not told of, of those
     /// keys that it would have told of; call when it has told everything once.
@@ -56,6 +63,7 @@ pub(crate) struct EpochBatch<R> {
 
 /// Decodes messages, and holds back what belongs to transactions that are not complete.
 pub(crate) struct DecodingIntake<R> {
+    format: FormatNow,
     decoder: Decoder,
     workers: u64,
     open: Vec<RowChange<R>>,
@@ -69,14 +77,16 @@ pub(crate) struct DecodingIntake<R> {
 impl<R: SourceRow> DecodingIntake<R> {
     /// An intake, and the end at which its epochs come out.
     pub(crate) fn new(
-        format: Format,
+        format: FormatNow,
         workers: u64,
         stored_keys: HashSet<Text>,
     ) -> (Self, Receiver<EpochBatch<R>>) {
         let (sender, receiver) = sync_channel(EPOCHS_IN_FLIGHT);
-        let transactions = format.transactions.clone().map(Transactions::new);
+        let now = format();
+        let transactions = now.transactions.clone().map(Transactions::new);
         let intake = Self {
-            decoder: Decoder::new(format),
+            format,
+            decoder: Decoder::new(now),
             workers,
             open: Vec::new(),
             unseen: stored_keys,
@@ -127,6 +137,13 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
         transactions.release(&mut self.open);
         self.admit(from);
         given_up
+    }
+
+    fn retry(&mut self, worker: usize) {
+        self.decoder.read_by((self.format)());
+        let state = State::Retry(worker as u64);
+        let (key, at) = ("".into(), 0);
+        self.open.push(Upsert { key, at, state });
     }
 
     fn sweep(&mut self, holds: &dyn Fn(&str) -> bool) {

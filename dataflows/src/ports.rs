@@ -30,8 +30,8 @@ use timely::dataflow::{Scope, StreamVec};
 use timely::progress::frontier::AntichainRef;
 
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Format, RowChange, SourceRow};
-use crate::intake::{ChannelFeed, DecodingIntake, Feed, Intake};
+use crate::envelope::{RowChange, SourceRow};
+use crate::intake::{ChannelFeed, DecodingIntake, Feed, FormatNow, Intake};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::{StoredRow, persist};
 use crate::record::{Record, place};
@@ -262,7 +262,7 @@ pub trait Environment {
     fn restored_epoch(&self) -> Epoch;
 
     /// What this source's messages look like.
-    fn format(&self, source: &str) -> Format;
+    fn format(&self, source: &str) -> FormatNow;
 
     /// Whether this source tells its whole present state at start.
     fn replays(&self, source: &str) -> bool;
@@ -365,7 +365,7 @@ impl<'s, 'e> Ports<'s, 'e> {
     }
 
     /// What the named source's messages look like.
-    pub fn format(&self, source: &str) -> Format {
+    pub fn format(&self, source: &str) -> FormatNow {
         self.environment.format(source)
     }
 

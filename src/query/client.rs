@@ -36,6 +36,14 @@ pub fn order_source(server: &str, order: &str) -> anyhow::Result<Value> {
     request(server, &format!("POST /v1/source/{order}"), "")
 }
 
+/// Has a server try again what could not be used.
+///
+/// # Errors
+/// The same.
+pub fn retry_rejects(server: &str) -> anyhow::Result<Value> {
+    request(server, "POST /v1/rejects/retry", "")
+}
+
 /// Asks a server about its source.
 ///
 /// # Errors

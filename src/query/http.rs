@@ -8,6 +8,7 @@
 //! | `POST /v1/sql` | the query in the body answered: `{"epoch", "columns", "rows"}` |
 //! | `POST /v1/sql?at=EPOCH` | the same as of an earlier epoch or time, from the tables |
 //! | `GET /v1/source` | whether it is paused, and how many messages wait in each partition of this process |
+//! | `POST /v1/rejects/retry` | all processes try again what could not be used, by their configurations as they are now |
 //! | `POST /v1/source/pause`, `/v1/source/resume` | all processes read nothing until told otherwise, or read on |
 //! | `GET /v1/relations` | the relations with their columns |
 //! | `GET /v1/relations/NAME?key=KEY` | a relation's rows, all or those of one key |
@@ -83,6 +84,7 @@ pub async fn serve(
         .route("/v1/source", get(tell_source))
         .route("/v1/source/pause", post(pause))
         .route("/v1/source/resume", post(resume))
+        .route("/v1/rejects/retry", post(retry_rejects))
         .route("/v1/relations", get(list))
         .route("/v1/relations/{name}", get(look_up))
         .route("/v1/relations/{name}/diff", get(compare))
@@ -216,6 +218,11 @@ async fn pause(State(server): State<Server>) -> Json<Value> {
 async fn resume(State(server): State<Server>) -> Json<Value> {
     server.peeker.order(Order::Resume);
     Json(json!({ "ordered": "resume" }))
+}
+
+async fn retry_rejects(State(server): State<Server>) -> Json<Value> {
+    server.peeker.order(Order::RetryRejects);
+    Json(json!({ "ordered": "retry" }))
 }
 
 async fn list(State(server): State<Server>) -> Json<Value> {

@@ -62,6 +62,8 @@ pub enum Order {
     PauseForRejects,
     /// Read on.
     Resume,
+    /// Try again what could not be used.
+    RetryRejects,
 }
 
 type ReadAnswer = Result<Vec<RecordBatch>, ReadError>;

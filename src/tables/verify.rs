@@ -7,7 +7,7 @@ use anyhow::Context;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::Format;
+use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
@@ -154,7 +154,7 @@ impl Environment for Rehearsal {
         self.inner.restored_epoch()
     }
 
-    fn format(&self, source: &str) -> Format {
+    fn format(&self, source: &str) -> FormatNow {
         self.inner.format(source)
     }
 

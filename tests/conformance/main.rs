@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use dataflows::change::Text;
 use dataflows::envelope::{Decoder, Envelope, Format, Message, Retry, RowChange, UNAVAILABLE};
-use dataflows::operators::upsert::{State, Upsert, upsert};
+use dataflows::operators::upsert::{State, Upsert, never, upsert};
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
 use dataflows::reject::Reject;
@@ -203,7 +203,7 @@ fn run(epochs: Vec<Vec<RowChange<Arc<Bronze>>>>, workers: usize) -> Rows {
         let mut input = InputHandleVec::new();
         worker.dataflow(|scope| {
             let upserts = scope.input_from(&mut input);
-            upsert::<Result<Arc<Bronze>, Reject>>(upserts, "Rows").inspect(
+            upsert::<Result<Arc<Bronze>, Reject>>(upserts, "Rows", never).inspect(
                 move |(row, _, diff)| {
                     changes.send((row.clone(), *diff)).unwrap();
                 },

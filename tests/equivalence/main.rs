@@ -27,7 +27,7 @@ use connectors::delta::{Deletes, Manifests, Table, TablesFolder};
 use connectors::kafka::KafkaSettings;
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::{Envelope, Format, Message, NO_HEADERS};
-use dataflows::intake::Fed;
+use dataflows::intake::{Fed, FormatNow};
 use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
@@ -226,8 +226,8 @@ impl Environment for TestEnvironment {
         self.inner.restored_epoch()
     }
 
-    fn format(&self, _: &str) -> Format {
-        Format::new::<Arc<Bronze>>(Envelope::Debezium)
+    fn format(&self, _: &str) -> FormatNow {
+        Arc::new(|| Format::new::<Arc<Bronze>>(Envelope::Debezium))
     }
 
     fn replays(&self, _: &str) -> bool {
@@ -375,6 +375,7 @@ fn work(
 
 fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
     Plan {
+        file: None,
         pipeline: "mentions".to_owned(),
         tick_ms: 100,
         format: Format::new::<Arc<Bronze>>(Envelope::Debezium),

@@ -201,6 +201,15 @@ impl Running {
         }
     }
 
+    /// What a command of the program prints that asks this one.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> String {
+        let server = format!("http://127.0.0.1:{}", self.port);
+        let output = assay().args(arguments).args(["--server", &server]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

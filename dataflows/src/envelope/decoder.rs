@@ -85,6 +85,17 @@ impl Decoder {
         }
     }
 
+    /// Reads messages by another format from now on.
+    pub(crate) fn read_by(&mut self, format: Format) {
+        let heard = std::mem::take(&mut self.heard);
+        let hashing = self.hashing.clone();
+        *self = Self {
+            heard,
+            hashing,
+            ..Self::new(format)
+        };
+    }
+
     /// Decodes one message; what cannot be used becomes a reject in the place of its row. Returns where
     /// it stands in its transaction, if transactions are shown whole and it is part of one.
     ///

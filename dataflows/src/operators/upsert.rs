@@ -49,6 +49,10 @@ pub enum State<V> {
     /// There is no row of any key that begins so on this worker, but for what was told later. Every
     /// worker is told, each by a copy of its own.
     Truncated(u64),
+    /// What this worker holds and could not be used is to be tried again.
+    Retry(u64),
+    /// The row is this, if none is known that was told later. It was tried again, and comes from no source.
+    Retried(Box<V>),
 }
 
 /// A row that lacks some of its fields.
@@ -132,7 +136,7 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 ///
 /// # Examples
 /// ```
-/// use dataflows::operators::upsert::{Revision, Upsert, upsert};
+/// use dataflows::operators::upsert::{Revision, Upsert, never, upsert};
 /// use timely::dataflow::operators::{Capture, ToStream, capture::Extract};
 ///
 /// #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
@@ -151,16 +155,17 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 /// let changes = timely::example(|scope| {
 ///     let row = |number| Upsert::row("a".into(), Row(number));
 ///     let upserts = vec![row(1), Upsert::gone("a".into()), row(2)];
-///     upsert(upserts.to_stream(scope), "Rows").inner.capture()
+///     upsert(upserts.to_stream(scope), "Rows", never).inner.capture()
 /// });
 /// assert_eq!(changes.extract(), [(0, vec![(Row(2), 0, 1)])]);
 /// ```
 pub fn upsert<'s, V: ExchangeData + Revision>(
     upserts: StreamVec<'s, Epoch, Upsert<V>>,
     name: &str,
+    retry: impl Fn() -> TryAgain<V> + 'static,
 ) -> Collection<'s, V> {
     let by_key = Exchange::new(|upsert: &Upsert<V>| match upsert.state {
-        State::Truncated(worker) => worker,
+        State::Truncated(worker) | State::Retry(worker) => worker,
         _ => place(&upsert.key),
     });
     let outer = upserts.scope();
@@ -168,9 +173,9 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
         let (arrivals, arrived) = inner.loop_variable(1);
         let told = upserts.enter(inner).concat(arrived);
         let applied: StreamVec<_, Result<Change<V>, _>> =
-            told.unary_frontier(by_key, name, |_, _| {
+            told.unary_frontier(by_key, name, move |_, _| {
                 let mut stash: Stash<Upsert<V>, Product<Epoch, Round>> = Stash::new();
-                let mut rows = Rows::default();
+                let mut rows = Rows::new(retry);
                 move |(input, frontier), output| {
                     input.for_each(|capability, data| {
                         let time = *capability.time();
@@ -200,6 +205,14 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
     changes.as_collection()
 }
 
+/// What a row that could not be used says when it is tried again, if it can be used now.
+pub type TryAgain<V> = Box<dyn FnMut(&V) -> Option<Upsert<V>>>;
+
+/// For rows that can always be used.
+pub fn never<V: 'static>() -> TryAgain<V> {
+    Box::new(|_| None)
+}
+
 /// A change of the rows.
 type Change<V> = (V, Epoch, Diff);
 
@@ -219,6 +232,7 @@ struct Rows<V> {
     arrived: HashMap<Text, (i64, V)>,
     /// Rows that left while something of them was not known: where to, and the place in the log.
     passing: HashMap<Text, (i64, Patch<V>, Text, i64)>,
+    retry: Box<dyn Fn() -> TryAgain<V>>,
 }
 
 struct Held<V> {
@@ -240,9 +254,10 @@ struct Applied<V> {
     moved: Vec<Upsert<V>>,
 }
 
-impl<V> Default for Rows<V> {
-    fn default() -> Self {
+impl<V> Rows<V> {
+    fn new(retry: impl Fn() -> TryAgain<V> + 'static) -> Self {
         Self {
+            retry: Box::new(retry),
             held: HashMap::new(),
             truncated: BTreeMap::new(),
             lacking: HashMap::new(),
@@ -284,8 +299,19 @@ impl<V: Clone + Revision> Rows<V> {
                     };
                     Some(row)
                 }
+                State::Retried(row) => {
+                    let known = self.held.get(&key);
+                    if known.is_some_and(|held| held.row.is_some() && held.at >= at) {
+                        continue;
+                    }
+                    Some(*row)
+                }
                 State::Truncated(_) => {
                     self.truncate(key, at, &mut applied.before);
+                    continue;
+                }
+                State::Retry(_) => {
+                    self.retry(&mut applied);
                     continue;
                 }
             };
@@ -394,6 +420,35 @@ impl<V: Clone + Revision> Rows<V> {
         None
     }
 
+    /// Tries again what could not be used. What then has another key goes there, lest it takes the place of
+    /// what was told of that later.
+    fn retry(&mut self, applied: &mut Applied<V>) {
+        let mut retry = (self.retry)();
+        let held = self.held.iter();
+        let retried = held.filter_map(|(key, held)| {
+            let upsert = retry(held.row.as_ref()?)?;
+            Some((key.clone(), upsert))
+        });
+        for (key, upsert) in retried.collect::<Vec<_>>() {
+            let at = upsert.at;
+            let row = match upsert.state {
+                State::Row(row) => row,
+                State::Patch(patch) if key == upsert.key => self.patched(&key, at, *patch),
+                _ => continue,
+            };
+            if key == upsert.key {
+                self.put(key, at, Some(row), &mut applied.before);
+                continue;
+            }
+            self.put(key, at, None, &mut applied.before);
+            applied.moved.push(Upsert {
+                key: upsert.key,
+                at,
+                state: State::Retried(Box::new(row)),
+            });
+        }
+    }
+
     fn truncate(&mut self, prefix: Text, at: i64, before: &mut Before<V>) {
         for (key, held) in &mut self.held {
             if held.at > at || !key.starts_with(&*prefix) {
@@ -492,7 +547,7 @@ mod tests {
 
     #[test]
     fn fields_that_were_not_told_are_as_they_were() {
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(never);
         apply(
             &mut rows,
             vec![
@@ -516,8 +571,37 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_used_is_tried_again_where_it_is_held() {
+        // A row of -1 could not be used; it says its key by its other number.
+        let retry = || -> TryAgain<Pair> {
+            Box::new(|row| {
+                let key = row.1.to_string();
+                (row.0 == -1 && row.1 > 0).then(|| told(&key, 7, State::Row((1, 1))))
+            })
+        };
+        let mut rows = Rows::new(retry);
+        let refused = |key: &str, own| told(key, 5, State::Row((-1, own)));
+        let upserts = vec![
+            refused("1", 1),
+            refused("t/0/3", 2),
+            refused("t/0/4", 3),
+            refused("x", 0),
+        ];
+        apply(&mut rows, upserts);
+        apply(&mut rows, vec![told("3", 9, State::Row((8, 8)))]);
+        let applied = rows.apply(vec![told("", 0, State::Retry(0))]);
+        applied.before.iter().for_each(|(key, _)| {
+            rows.settle(key);
+        });
+        apply(&mut rows, applied.moved);
+        // What was told later of a key counts more than what was tried again.
+        let expected = [("1", (1, 1)), ("2", (1, 1)), ("3", (8, 8)), ("x", (-1, 0))];
+        assert_eq!(left(&rows), expected);
+    }
+
+    #[test]
     fn a_truncation_takes_what_was_told_before_it_whatever_arrives_first() {
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(never);
         apply(
             &mut rows,
             vec![

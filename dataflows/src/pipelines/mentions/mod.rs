@@ -29,7 +29,7 @@ use crate::change::{Collection, Diff, Epoch, Text};
 use crate::envelope::{Field, Message, Retry, RowChange, SourceRow, optional_text, required_text};
 use crate::operators::score::{ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
-use crate::operators::upsert::{Revision, Upsert, upsert};
+use crate::operators::upsert::{Revision, TryAgain, Upsert, upsert};
 use crate::ports::{Built, Environment, Ports, Score};
 use crate::record;
 use crate::record::{Confidence, Record, Timestamp, read_column};
@@ -531,7 +531,9 @@ pub fn build(
     let restored = restored_rows(&mut ports)?;
     let stored_keys = stored_keys(&mut ports)?;
     let tweets = ports.source(SOURCE, restored, stored_keys);
-    let (bronze, unreadable) = split(upsert(tweets, "Bronze"));
+    let format = ports.format(SOURCE);
+    let rows = upsert(tweets, "Bronze", move || try_again(Retry::new(format())));
+    let (bronze, unreadable) = split(rows);
 
     let of_mentions = settings.clone();
     let exploded = bronze
@@ -574,13 +576,19 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         .into_iter()
         .map(|row| Upsert::row(row.key.clone(), Ok(row)));
     // Whatever was refused may be of use to other settings.
-    let mut retry = Retry::new(ports.format(SOURCE));
+    let mut retry = try_again(Retry::new(ports.format(SOURCE)()));
     let unusable = rejects.map(|reject| {
-        let retried = retry.row(&reject);
-        retried.unwrap_or_else(|| Upsert::row(reject.source_key(), Err(reject)))
+        let key = reject.source_key();
+        let refused = Err(reject);
+        retry(&refused).unwrap_or_else(|| Upsert::row(key, refused))
     });
     // If a key has a row as well, that one counts.
     Ok(unusable.chain(usable).collect())
+}
+
+/// Tries rejected messages again.
+fn try_again(mut retry: Retry) -> TryAgain<Result<Arc<Bronze>, Reject>> {
+    Box::new(move |row| retry.row(row.as_ref().err()?))
 }
 
 /// The keys of all those rows, for a source that tells everything anew but not what has gone.
