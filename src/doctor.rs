@@ -391,13 +391,15 @@ impl Sample {
             );
         }
         if let (Some(count), None) = (self.numeric_date, plan.mentions.numeric_date) {
-            let unit = match DateUnit::likely(count) {
-                Some(unit) => format!("likely \"{}\"", unit.name()),
-                None => "and which is not likely any time of ours".to_owned(),
-            };
+            let likely = DateUnit::likely(count);
+            let likely = likely.map_or(String::new(), |unit| {
+                format!(", likely \"{}\"", unit.name())
+            });
             findings.note(
                 "dates",
-                format!("some are numbers, such as {count}: say in mentions.numeric_date what they count, {unit}"),
+                format!(
+                    "some are numbers, such as {count}: say in mentions.numeric_date what they count{likely}"
+                ),
             );
         }
         for connector in &self.connectors {

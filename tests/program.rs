@@ -572,7 +572,7 @@ fn the_doctor_tells_what_it_finds_and_changes_nothing() {
         "ok    model     loads",
         "3 looked at: 2 rows, 0 deletes, 0 truncations, 1 that cannot be used",
         "note  messages  1 rejected: field \"text\": expected a string, found an array",
-        "note  dates     some are numbers: say in mentions.numeric_date",
+        "note  dates     some are numbers, such as 5: say in mentions.numeric_date what they count\n",
     ] {
         assert!(said.contains(line), "{line}: {said}");
     }
