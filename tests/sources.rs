@@ -681,6 +681,65 @@ fn a_broker_that_asks_for_a_token_is_read() {
     assert!(said.contains(missing), "{said}");
 }
 
+/// How a connector writes times, and what then counts those of `stamp`, `short_stamp`, `day` and `zoned`; nothing
+/// for a text.
+const TIME_MODES: [(&str, [&str; 4]); 6] = [
+    ("adaptive", ["microseconds", "milliseconds", "days", ""]),
+    (
+        "adaptive_time_microseconds",
+        ["microseconds", "milliseconds", "days", ""],
+    ),
+    ("connect", ["milliseconds", "milliseconds", "days", ""]),
+    ("isostring", ["", "", "", ""]),
+    ("microseconds", ["microseconds", "microseconds", "days", ""]),
+    ("nanoseconds", ["nanoseconds", "nanoseconds", "days", ""]),
+];
+
+#[test]
+fn times_are_understood_in_every_precision_mode() {
+    let services = Services::find();
+    let database = Database::connect(&services);
+    let columns = [
+        ("stamp", "2009-04-06T22:19:45.123Z"),
+        ("short_stamp", "2009-04-06T22:19:45.123Z"),
+        ("day", "2009-04-06T00:00:00Z"),
+        ("zoned", "2009-04-06T20:19:45.123Z"),
+    ];
+    let in_json = TIME_MODES.map(|(mode, units)| {
+        let settings = json!({ "time.precision.mode": mode });
+        (format!("timed_{mode}"), settings, units, String::new())
+    });
+    let (settings, lines) = (avro(false), avro_lines(&registry()));
+    let in_avro = ("timed_avro".to_owned(), settings, [""; 4], lines);
+    for (name, settings, units, lines) in in_json.into_iter().chain([in_avro]) {
+        database.run(&format!(
+            "create table {name} (id bigint primary key, body text, stamp timestamp, short_stamp timestamp(3), \
+             day date, zoned timestamptz); \
+             insert into {name} values (1, '@bo one', '2009-04-06 22:19:45.123', '2009-04-06 22:19:45.123', \
+             '2009-04-06', '2009-04-06 22:19:45.123+02')"
+        ));
+        let connector = services.capture_as(&name, &[&name], &settings);
+        services.wait_for_topic(&connector.topic());
+        for ((column, expected), unit) in columns.iter().zip(units) {
+            let topics = format!("['{}']\n{lines}", connector.topic());
+            let site = site(&services, &topics, "debezium");
+            let configuration = std::fs::read_to_string(site.path("assay.toml")).unwrap();
+            let configuration = configuration
+                .replace("date = \"at\"", &format!("date = \"{column}\""))
+                .replace("\"microseconds\"", &format!("\"{unit}\""));
+            std::fs::write(site.path("assay.toml"), configuration).unwrap();
+            let running = site.start(&[]);
+            running.wait_for(&format!("the row of {name}"), || {
+                running.number("select count(*) from bronze") == 1
+            });
+            let rows = format!("select count(*) from silver where timestamp = '{expected}'");
+            let date = || running.sql("select date from bronze");
+            assert_eq!(running.number(&rows), 1, "{name}.{column}: {:?}", date());
+            running.stop();
+        }
+    }
+}
+
 #[test]
 fn the_doctor_looks_into_messages() {
     let services = Services::find();

@@ -25,8 +25,8 @@ const SETTINGS: [(&str, &str); 12] = [
     ("listen_addresses", "127.0.0.1"),
     ("unix_socket_directories", ""),
     ("wal_level", "logical"),
-    ("max_replication_slots", "32"),
-    ("max_wal_senders", "32"),
+    ("max_replication_slots", "64"),
+    ("max_wal_senders", "64"),
     ("max_connections", "100"),
     // A forgotten slot must not fill the disk.
     ("max_slot_wal_keep_size", "2GB"),

@@ -236,15 +236,10 @@ impl SourceRow for Arc<Bronze> {
 
 impl Revision for Bronze {
     fn same_as(&self, newer: &Self) -> bool {
-        let said = |row: &Self| {
-            (
-                row.text.clone(),
-                row.date.clone(),
-                row.user.clone(),
-                row.sentiment.clone(),
-            )
-        };
-        said(self) == said(newer)
+        self.text == newer.text
+            && self.date == newer.date
+            && self.user == newer.user
+            && self.sentiment == newer.sentiment
     }
 
     fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
