@@ -95,7 +95,10 @@ struct Rejected {
 }
 
 /// What the source's rows are.
-type Rows = Vec<Result<Arc<Bronze>, Reject>>;
+type Rows = Vec<SourceState>;
+
+/// What the source says of a key.
+type SourceState = Result<Arc<Bronze>, Box<Reject>>;
 
 impl Case {
     fn format(&self) -> Format {
@@ -203,11 +206,9 @@ fn run(epochs: Vec<Vec<RowChange<Arc<Bronze>>>>, workers: usize) -> Rows {
         let mut input = InputHandleVec::new();
         worker.dataflow(|scope| {
             let upserts = scope.input_from(&mut input);
-            upsert::<Result<Arc<Bronze>, Reject>>(upserts, "Rows", never).inspect(
-                move |(row, _, diff)| {
-                    changes.send((row.clone(), *diff)).unwrap();
-                },
-            );
+            upsert::<SourceState>(upserts, "Rows", never).inspect(move |(row, _, diff)| {
+                changes.send((row.clone(), *diff)).unwrap();
+            });
         });
         for (epoch, told) in epochs.iter().enumerate() {
             input.advance_to(epoch as u64);
@@ -225,7 +226,7 @@ fn run(epochs: Vec<Vec<RowChange<Arc<Bronze>>>>, workers: usize) -> Rows {
 }
 
 /// What is left of changes.
-fn sum(changed: &Receiver<(Result<Arc<Bronze>, Reject>, isize)>) -> Rows {
+fn sum(changed: &Receiver<(SourceState, isize)>) -> Rows {
     let mut counts: BTreeMap<_, isize> = BTreeMap::new();
     for (row, diff) in changed.try_iter() {
         *counts.entry(row).or_default() += diff;
@@ -245,7 +246,8 @@ fn check(case: &Case, state: &Rows, round: u64) {
     rows.sort();
     expected.sort();
     assert_eq!(rows, expected, "{} (round {round})", case.about);
-    let mut rejects: Vec<_> = state.iter().filter_map(|row| row.as_ref().err()).collect();
+    let rejects = state.iter().filter_map(|row| row.as_ref().err());
+    let mut rejects: Vec<&Reject> = rejects.map(|reject| &**reject).collect();
     rejects.sort_by_key(|reject| reject.key.clone());
     let mut expected = case.reject.clone();
     expected.sort();

@@ -27,7 +27,9 @@ use crate::reject::{DECODE, Reject};
 use crate::transactions::transaction_of;
 
 /// What a message does to a row, or that it could not be used.
-pub type RowChange<R> = Upsert<Result<R, Reject>>;
+///
+/// A reject is boxed, because it is large and seldom: rows go through many hands.
+pub type RowChange<R> = Upsert<Result<R, Box<Reject>>>;
 
 /// Decodes the messages of one source.
 ///
@@ -125,7 +127,7 @@ impl Decoder {
             let key = key.map(|key| self.of_topic(key, message));
             let reject = self.reject(key, reason, message);
             let key = reject.source_key();
-            changes.push(Upsert::row(key, Err(reject)));
+            changes.push(Upsert::row(key, Err(Box::new(reject))));
         }
         Ok(self.in_transaction.take())
     }
@@ -232,7 +234,7 @@ impl Decoder {
         key: &Text,
         mut fields: Vec<Field<'_>>,
         message: &Message<'_>,
-    ) -> State<Result<R, Reject>> {
+    ) -> State<Result<R, Box<Reject>>> {
         fields.truncate(self.format.columns.len());
         let mut absent = 0;
         let mut absent_name = None;
@@ -243,7 +245,7 @@ impl Decoder {
                 *field = Field::Text(Cow::Borrowed(""));
             }
         }
-        let refused = |reason| Err(self.reject(Some(key.clone()), reason, message));
+        let refused = |reason| Err(Box::new(self.reject(Some(key.clone()), reason, message)));
         let row = R::from_fields(key.clone(), &fields, &self.paths, message);
         match (row, absent_name) {
             (Err(reason), _) => State::Row(refused(reason)),

@@ -290,7 +290,7 @@ fn a_reject_is_tried_again_by_another_rule() {
     let refused = |format, key| {
         let told = decode_with(&mut Decoder::new(format), key, Some(event.as_bytes()));
         match told.into_iter().next().unwrap().state {
-            State::Row(Err(reject)) => reject,
+            State::Row(Err(reject)) => *reject,
             other => panic!("expected a reject, found {other:?}"),
         }
     };

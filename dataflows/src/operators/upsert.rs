@@ -112,6 +112,16 @@ impl<T: Revision, E: Revision> Revision for Result<T, E> {
     }
 }
 
+impl<T: Revision> Revision for Box<T> {
+    fn same_as(&self, newer: &Self) -> bool {
+        T::same_as(self, newer)
+    }
+
+    fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
+        T::completed(self, older, absent).map(Self::new)
+    }
+}
+
 impl<T: Revision> Revision for std::sync::Arc<T> {
     fn same_as(&self, newer: &Self) -> bool {
         T::same_as(self, newer)

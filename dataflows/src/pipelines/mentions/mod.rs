@@ -531,11 +531,14 @@ pub fn build(
     let (bronze, unreadable) = split(rows);
 
     let of_mentions = settings.clone();
-    let exploded = bronze
-        .clone()
-        .map(move |tweet| mentions_of(&tweet, &of_mentions));
-    let (mentions, undated) = split(exploded);
-    let silver = mentions.flat_map(|mentions| mentions);
+    let exploded = bronze.clone().flat_map(move |tweet| {
+        let (mentions, undated) = match mentions_of(&tweet, &of_mentions) {
+            Ok(mentions) => (mentions, None),
+            Err(reject) => (Vec::new(), Some(Box::new(reject))),
+        };
+        mentions.into_iter().map(Ok).chain(undated.map(Err))
+    });
+    let (silver, undated) = split(exploded);
 
     let (gold, scores) = predict(&mut ports, silver.clone())?;
 
@@ -574,7 +577,7 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
     let mut retry = try_again(Retry::new(ports.format(SOURCE)()));
     let unusable = rejects.map(|reject| {
         let key = reject.source_key();
-        let refused = Err(reject);
+        let refused = Err(Box::new(reject));
         retry(&refused).unwrap_or_else(|| Upsert::row(key, refused))
     });
     // If a key has a row as well, that one counts.
@@ -582,7 +585,7 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
 }
 
 /// Tries rejected messages again.
-fn try_again(mut retry: Retry) -> TryAgain<Result<Arc<Bronze>, Reject>> {
+fn try_again(mut retry: Retry) -> TryAgain<Result<Arc<Bronze>, Box<Reject>>> {
     Box::new(move |row| retry.row(row.as_ref().err()?))
 }
 
@@ -603,14 +606,16 @@ fn stored_keys(ports: &mut Ports<'_, '_>) -> Result<HashSet<Text>, String> {
 }
 
 /// Splits a collection of results into the two collections of what they hold.
-fn split<'s, T, E>(results: Collection<'s, Result<T, E>>) -> (Collection<'s, T>, Collection<'s, E>)
+fn split<'s, T, E>(
+    results: Collection<'s, Result<T, Box<E>>>,
+) -> (Collection<'s, T>, Collection<'s, E>)
 where
     T: Clone + 'static,
     E: Clone + 'static,
 {
     let (oks, errors) = results.inner.ok_err(|(result, epoch, diff)| match result {
         Ok(row) => Ok((row, epoch, diff)),
-        Err(error) => Err((error, epoch, diff)),
+        Err(error) => Err((*error, epoch, diff)),
     });
     (oks.as_collection(), errors.as_collection())
 }
