@@ -337,6 +337,8 @@ const SILVER: &str = "silver";
 /// use dataflows::pipelines::mentions::{Polarity, polarity};
 /// assert_eq!(polarity("Positive"), Some(Polarity::Positive));
 /// assert_eq!(polarity("0"), Some(Polarity::Negative)); // Sentiment140 writes 0, 2 and 4
+/// assert_eq!(polarity("4.0"), Some(Polarity::Positive));
+/// assert_eq!(polarity("4.5"), None);
 /// assert_eq!(polarity("angry"), None);
 /// ```
 pub fn polarity(label: &str) -> Option<Polarity> {
@@ -348,7 +350,11 @@ pub fn polarity(label: &str) -> Option<Polarity> {
         _ if is("negative") => Some(Polarity::Negative),
         _ if is("neutral") => Some(Polarity::Neutral),
         _ if is("positive") => Some(Polarity::Positive),
-        _ => None,
+        // A decimal, of a column that may hold fractions.
+        _ => label
+            .trim_end_matches('0')
+            .strip_suffix('.')
+            .and_then(polarity),
     }
 }
 
