@@ -15,3 +15,4 @@ pub mod kafka;
 pub mod message;
 pub mod postgres;
 pub mod registry;
+mod web;

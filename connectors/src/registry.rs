@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, RequestBuilder};
-use reqwest::tls::Certificate;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-/// How long the registry may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+use crate::web::{client, told};
 
 /// For how long a failure counts as what the registry would say again.
 const UNKNOWN_FOR: Duration = Duration::from_secs(10);
@@ -85,15 +83,8 @@ impl Registry {
     /// # Errors
     /// If the certificates are not PEM.
     pub fn new(settings: RegistrySettings) -> Result<Self, String> {
-        let mut client = Client::builder().timeout(TIMEOUT);
-        for certificate in settings.certificates()? {
-            client = client.add_root_certificate(certificate);
-        }
-        if settings.authority.is_some() {
-            client = client.tls_built_in_root_certs(false);
-        }
         Ok(Self {
-            client: client.build().map_err(|error| told(&error))?,
+            client: client(settings.authority.as_deref())?,
             settings,
             failures: Mutex::default(),
         })
@@ -196,28 +187,4 @@ impl Registry {
             None => request,
         }
     }
-}
-
-impl RegistrySettings {
-    fn certificates(&self) -> Result<Vec<Certificate>, String> {
-        let Some(authority) = &self.authority else {
-            return Ok(Vec::new());
-        };
-        let certificates = Certificate::from_pem_bundle(authority).unwrap_or_default();
-        match certificates.is_empty() {
-            true => Err("the authority's file holds no certificate in PEM".to_owned()),
-            false => Ok(certificates),
-        }
-    }
-}
-
-/// An error with its causes; the topmost alone says little.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        told = format!("{told}: {error}");
-        cause = error.source();
-    }
-    told
 }

@@ -11,13 +11,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use rdkafka::client::OAuthToken;
 use reqwest::blocking::Client;
-use reqwest::tls::Certificate;
 use serde::Deserialize;
 
-use crate::registry::told;
-
-/// How long the endpoint may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+use crate::web::{client, told};
 
 /// How long a token lasts that does not say.
 const UNTOLD_LIFETIME: Duration = Duration::from_secs(300);
@@ -69,18 +65,12 @@ impl Tokens {
             return Err("\"sasl.oauthbearer.method\" must be \"oidc\"".to_owned());
         }
         let needed = |name: &str| given(name).ok_or_else(|| format!("\"{name}\" is missing"));
-        let mut client = Client::builder().timeout(TIMEOUT);
-        if let Some(file) = given("https.ca.location") {
-            let refused =
-                |why: &dyn std::fmt::Display| format!("\"https.ca.location\": {file}: {why}");
-            let bytes = std::fs::read(&file).map_err(|error| refused(&error))?;
-            let certificates = Certificate::from_pem_bundle(&bytes);
-            for certificate in certificates.map_err(|error| refused(&error))? {
-                client = client.add_root_certificate(certificate);
-            }
-        }
+        let refused = |why: &dyn std::fmt::Display| format!("\"https.ca.location\": {why}");
+        let authority = given("https.ca.location").map(std::fs::read).transpose();
+        let authority = authority.map_err(|error| refused(&error))?;
+        let client = client(authority.as_deref()).map_err(|error| refused(&error))?;
         Ok(Some(Self {
-            client: client.build().map_err(|error| told(&error))?,
+            client,
             endpoint: needed("sasl.oauthbearer.token.endpoint.url")?,
             id: needed("sasl.oauthbearer.client.id")?,
             secret: needed("sasl.oauthbearer.client.secret")?,
