@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use connectors::delta::{DataFile, Manifests, Table};
 use connectors::message::{Message as Delivered, Polled};
-use dataflows::envelope::{Decoder, Envelope, Message, NotYet, RowChange};
+use dataflows::envelope::{Decoder, Envelope, NotYet, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::pipelines::mentions::date::DateUnit;
@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::checkpoint::lease::Lease;
 use crate::checkpoint::store::TablesPlan;
+use crate::ingest::read_at;
 use crate::now_ms;
 use crate::plan::{Plan, SourcePlan};
 use crate::progress::thousands;
@@ -307,13 +308,8 @@ impl Sample {
         self.messages += 1;
         self.keyless += usize::from(message.key.is_none());
         let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
-        let message = Message {
-            key: message.key,
-            value: message.value,
-            headers: message.headers,
-            position: message.position,
-            received: Timestamp(now_ms() as i64 * 1_000),
-        };
+        let received = Timestamp(now_ms() as i64 * 1_000);
+        let message = read_at(message, received);
         if let Err(NotYet(reason)) = self.decoder.decode(&message, &mut told) {
             *self.rejects.entry(reason).or_default() += 1;
         }
@@ -341,7 +337,6 @@ impl Sample {
     }
 
     fn look_into(&mut self, event: &Value) {
-        let event = event.get("payload").unwrap_or(event);
         let source = &event["source"];
         let text = |name: &str| source[name].as_str().unwrap_or("?");
         if source.is_object() {

@@ -213,13 +213,18 @@ fn push(
     message: &Delivered<'_>,
     received: Timestamp,
 ) -> Result<(), NotYet> {
-    intake.push(&Message {
+    intake.push(&read_at(message, received))
+}
+
+/// A message as decoders take it, read at this time.
+pub fn read_at<'a>(message: &Delivered<'a>, received: Timestamp) -> Message<'a> {
+    Message {
         key: message.key,
         value: message.value,
         headers: message.headers,
         position: message.position,
         received,
-    })
+    }
 }
 
 /// A message that is kept until it can be decoded.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
+use assay::ingest::read_at;
 use clap::Args;
 use connectors::files::Share;
 use connectors::kafka::{KafkaSettings, KafkaSource};
 use connectors::message::{Polled, Source};
-use dataflows::envelope::{Decoder, Envelope, Format, Message, RowChange};
+use dataflows::envelope::{Decoder, Envelope, Format, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
@@ -58,13 +59,7 @@ pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
     let mut polled = Polled::Some;
     while polled != Polled::CaughtUp {
         polled = source.poll(WAIT, &mut |message| {
-            let message = Message {
-                key: message.key,
-                value: message.value,
-                headers: message.headers,
-                position: message.position,
-                received,
-            };
+            let message = read_at(message, received);
             messages += 1;
             let _ = decoder.decode(&message, &mut decoded);
             let understood = |change: &RowChange<_>| !matches!(change.state, State::Row(Err(_)));

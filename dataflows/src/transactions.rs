@@ -176,13 +176,6 @@ impl<R: SourceRow> Transactions<R> {
 
     /// The transaction that a message of its topic ends, if it does.
     fn end(&mut self, marker: serde_json::Value) -> Option<Text> {
-        let marker = match marker {
-            // After a schema.
-            serde_json::Value::Object(mut parts) if parts.contains_key("payload") => {
-                parts.remove("payload")?
-            }
-            marker => marker,
-        };
         let end = End::deserialize(marker).ok()?;
         let transaction = transaction_of(&end.id);
         if end.status != "END" || self.released.contains(&transaction) {
@@ -214,8 +207,10 @@ impl<R: SourceRow> Transactions<R> {
     }
 
     /// Lets the first of the transactions that have ended go.
-    fn release_first(&mut self) -> Option<Text> {
-        let (transaction, _) = self.ended.pop_front()?;
+    fn release_first(&mut self) {
+        let Some((transaction, _)) = self.ended.pop_front() else {
+            return;
+        };
         let came = self.came.remove(&transaction).unwrap_or_default();
         for partition in &came.partitions {
             let queue = self.partitions.get(partition).map(|queue| &queue.waiting);
@@ -228,8 +223,7 @@ impl<R: SourceRow> Transactions<R> {
                 .into_iter()
                 .for_each(|endless| self.remember(endless));
         }
-        self.remember(transaction.clone());
-        Some(transaction)
+        self.remember(transaction);
     }
 
     fn remember(&mut self, released: Text) {

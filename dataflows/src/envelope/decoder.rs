@@ -132,8 +132,8 @@ impl Decoder {
         Ok(self.in_transaction.take())
     }
 
-    /// A message's whole value, for those who want to look into it; `None` if it has none that can be
-    /// read.
+    /// A message's whole value, without the schema that may stand before it, for those who want to look
+    /// into it; `None` if it has none that can be read.
     ///
     /// # Errors
     /// If it cannot be decoded yet.
@@ -141,7 +141,7 @@ impl Decoder {
         match self.written(Part::Value, message) {
             Err(SchemaError::Unavailable(reason)) => Err(NotYet(reason)),
             Err(SchemaError::Unknown(_)) => Ok(None),
-            Ok(value) => Ok(value.and_then(|value| value.read(PhantomData).ok())),
+            Ok(value) => Ok(value.and_then(|value| value.tree())),
         }
     }
 
@@ -332,8 +332,7 @@ impl Decoder {
         let left = old_key
             .filter(|old| *old != key)
             .map(|old| Told::gone(old, at));
-        let fields = RowFields::Now(fields);
-        Ok([left, Some(Told { key, at, fields })])
+        Ok([left, Some(Told::now(key, at, fields))])
     }
 
     fn flattened<'w>(
@@ -349,7 +348,6 @@ impl Decoder {
             columns: Some(&columns),
         };
         let fields = value.read(row).map_err(refused)?;
-        self.watch_columns(columns.get(), value, message);
         let fields = fields.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
         let marker = |place: usize| fields.get(self.names.len() - MARKERS.len() + place);
         let at = match marker(LSN) {
@@ -364,15 +362,11 @@ impl Decoder {
         let gone = is(OP, "d")
             || is(DELETED, "true")
             || matches!(marker(DELETED), Some(Field::Boolean(true)));
-        let told = match gone {
-            true => self.gone(key, at, message),
-            false => Told {
-                key,
-                at,
-                fields: RowFields::Now(fields),
-            },
-        };
-        Ok([Some(told), None])
+        if gone {
+            return Ok([Some(self.gone(key, at, message)), None]);
+        }
+        self.watch_columns(columns.get(), value, message);
+        Ok([Some(Told::now(key, at, fields)), None])
     }
 
     fn row<'w>(
@@ -386,14 +380,7 @@ impl Decoder {
             return Ok([key.map(|key| Told::gone(key, 0)), None]);
         };
         let key = self.key(key.clone(), Some(&fields))?;
-        Ok([
-            Some(Told {
-                key,
-                at: 0,
-                fields: RowFields::Now(fields),
-            }),
-            None,
-        ])
+        Ok([Some(Told::now(key, 0, fields)), None])
     }
 
     fn reject(&self, key: Option<Text>, reason: String, message: &Message<'_>) -> Reject {
@@ -432,13 +419,12 @@ impl Decoder {
         if known.is_some_and(|known| known.digest == digest) {
             return;
         }
-        let Ok(event) = value.read(PhantomData::<Value>) else {
+        let Some(event) = value.tree() else {
             return;
         };
-        let event = event.get("payload").unwrap_or(&event);
         let row = match self.format.envelope {
             Envelope::Debezium => &event["after"],
-            _ => event,
+            _ => &event,
         };
         let names: BTreeSet<String> = row
             .as_object()
@@ -588,6 +574,17 @@ impl<'m> Written<'m> {
             None => read_json(self.bytes, seed),
         }
     }
+
+    /// All of it, without the schema that may stand before it.
+    fn tree(&'m self) -> Option<Value> {
+        match self.read(PhantomData).ok()? {
+            Value::Object(mut parts) if parts.len() == 2 && parts.contains_key("schema") => {
+                let payload = parts.remove("payload");
+                payload.or(Some(Value::Object(parts)))
+            }
+            value => Some(value),
+        }
+    }
 }
 
 const NO_SCHEMA_NUMBER: &str = "the value does not tell the number of its schema; is it written in Avro, with a registry? \
@@ -621,7 +618,12 @@ enum RowFields<'a> {
     Truncated,
 }
 
-impl Told<'_> {
+impl<'a> Told<'a> {
+    fn now(key: Text, at: i64, fields: Vec<Field<'a>>) -> Self {
+        let fields = RowFields::Now(fields);
+        Self { key, at, fields }
+    }
+
     fn gone(key: Text, at: i64) -> Self {
         let fields = RowFields::Gone;
         Self { key, at, fields }

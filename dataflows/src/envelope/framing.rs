@@ -11,7 +11,7 @@ pub(super) enum Part {
 
 impl Part {
     /// The header that tells the number.
-    fn header(self) -> &'static str {
+    const fn header(self) -> &'static str {
         match self {
             Part::Key => "apicurio.key.contentId",
             Part::Value => "apicurio.value.contentId",
@@ -19,7 +19,7 @@ impl Part {
     }
 
     /// A header with a number by which the registry's common API knows another schema, or none.
-    fn other_header(self) -> &'static str {
+    const fn other_header(self) -> &'static str {
         match self {
             Part::Key => "apicurio.key.globalId",
             Part::Value => "apicurio.value.globalId",
@@ -33,10 +33,10 @@ pub(super) const NEW_KEY: &str = "__debezium.newkey";
 /// The headers that a decoder may ask for.
 pub const HEADERS: [&str; 5] = [
     NEW_KEY,
-    "apicurio.key.contentId",
-    "apicurio.value.contentId",
-    "apicurio.key.globalId",
-    "apicurio.value.globalId",
+    Part::Key.header(),
+    Part::Value.header(),
+    Part::Key.other_header(),
+    Part::Value.other_header(),
 ];
 
 /// The number of a part's schema and the datum itself, or `None` if the part tells no number.
