@@ -8,6 +8,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use connectors::delta::TableError;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::checkpoint::store::StoreError;
 use crate::cluster::{self, RunError, Running};
@@ -15,7 +17,7 @@ use crate::launch::{self, Launch};
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
 use crate::tables::{self, Order};
-use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, generate, query};
+use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, query};
 
 /// Keeps scores and counts true while the data underneath them changes.
 #[derive(Debug, Parser)]
@@ -312,15 +314,17 @@ fn start_logging(json: bool) {
     let filter = EnvFilter::try_from_env("ASSAY_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let colours = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let logs = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
         .with_target(false);
+    let kept = tracing_subscriber::registry()
+        .with(filter)
+        .with(events::Keep);
     if json {
-        logs.json().init()
+        kept.with(logs.json()).init()
     } else {
-        logs.init()
+        kept.with(logs).init()
     }
 }
 
@@ -409,7 +413,7 @@ fn launch_processes(arguments: LaunchArguments) -> anyhow::Result<()> {
         processes: arguments.processes.into(),
         workers: arguments.workers,
         until_idle: arguments.until_idle,
-        listen: plan.listen,
+        server: plan.server,
     })
 }
 

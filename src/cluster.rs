@@ -1,26 +1,29 @@
 //! Starts everything that the plan asks for, and ends it.
 
 use std::any::Any;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::SourceError;
 use dataflows::change::Epoch;
-use metrics_exporter_prometheus::PrometheusHandle;
 use models::ModelError;
+use sql::postgres;
 use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
 use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 use timely::{CommunicationConfig, WorkerConfig};
+use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::checkpoint::store::StoreError;
 use crate::peers::{self, Bridges, PeerError};
 use crate::plan::{ClusterPlan, Plan, SourcePlan};
-use crate::query::http;
+use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
+use crate::query::sql::Queries;
 use crate::wire::Process;
 use crate::{Stop, metrics, worker};
 
@@ -52,8 +55,12 @@ pub enum RunError {
 pub struct Running {
     /// Reads its relations.
     pub peeker: Peeker,
-    /// Where it answers, if it does.
-    pub address: Option<std::net::SocketAddr>,
+    /// Asks them in SQL.
+    pub queries: Queries,
+    /// Where it answers over HTTP, if it does.
+    pub address: Option<SocketAddr>,
+    /// Where it answers PostgreSQL's clients, if it does.
+    pub postgres: Option<SocketAddr>,
     /// Whether the sources of this process have been read to their end, and at which epoch.
     pub caught_up: watch::Receiver<Option<Epoch>>,
     process: Arc<Process>,
@@ -97,19 +104,43 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         process.open_tables()?;
     }
     let (peeker, asks) = peeker();
-    let address = serve(&runtime, &process, &peeker, metrics)?;
+    let threads = query_threads().map_err(failed)?;
+    let limits = process.plan().limits();
+    let queries = Queries::new(peeker.clone(), threads.handle().clone(), limits);
+    let postgres = serve_postgres(&threads, process.plan(), &queries)?;
+    let server = Server::new(
+        queries.clone(),
+        peeker.clone(),
+        Arc::clone(&process),
+        metrics,
+    );
+    let address = serve(&runtime, process.plan(), server)?;
     runtime.spawn(stop_on_signal(peeker.clone()));
     let caught_up = process.watch_caught_up();
     let running = Running {
         peeker,
+        queries,
         address,
+        postgres,
         caught_up,
         process: Arc::clone(&process),
     };
     std::thread::spawn(move || beside(running));
     run_workers(&process, asks)?;
     process.close_tables();
+    // A query may be under way, and is not waited for.
+    threads.shutdown_background();
     Ok(())
+}
+
+/// Threads that answer queries. Two, so that a long query does not keep a short one waiting, and so few
+/// that queries cannot take all cores from the stream.
+fn query_threads() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("queries")
+        .enable_all()
+        .build()
 }
 
 /// Looks whether the source is there, so that a mistake is told before anything starts.
@@ -122,28 +153,49 @@ fn check_source(source: &SourcePlan) -> Result<(), SourceError> {
     }
 }
 
-fn serve(
-    runtime: &Runtime,
-    process: &Arc<Process>,
-    peeker: &Peeker,
-    metrics: PrometheusHandle,
-) -> Result<Option<std::net::SocketAddr>, RunError> {
-    let Some(address) = process.plan().listen else {
+fn serve(runtime: &Runtime, plan: &Plan, server: Server) -> Result<Option<SocketAddr>, RunError> {
+    let Some(settings) = &plan.server else {
         return Ok(None);
     };
-    let listener = runtime
-        .block_on(http::bind(address))
-        .map_err(RunError::Server)?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| RunError::Server(error.to_string()))?;
-    runtime.spawn(http::serve(
+    let (listener, address) = bind(runtime, settings.listen, "server.listen")?;
+    runtime.spawn(http::serve(listener, server, settings.tokens.clone()));
+    Ok(Some(address))
+}
+
+fn serve_postgres(
+    threads: &Runtime,
+    plan: &Plan,
+    queries: &Queries,
+) -> Result<Option<SocketAddr>, RunError> {
+    let settings = plan.server.as_ref();
+    let Some(settings) = settings.and_then(|server| server.postgres.as_ref()) else {
+        return Ok(None);
+    };
+    let (listener, address) = bind(threads, settings.listen, "server.postgres.listen")?;
+    let (access, snapshots) = (settings.access.clone(), Arc::new(queries.clone()));
+    threads.spawn(postgres::serve(
         listener,
-        peeker.clone(),
-        Arc::clone(process),
-        metrics,
+        access,
+        queries.limits(),
+        snapshots,
     ));
     Ok(Some(address))
+}
+
+/// Binds an address; port 0 takes any that is free.
+fn bind(
+    runtime: &Runtime,
+    address: SocketAddr,
+    key: &str,
+) -> Result<(TcpListener, SocketAddr), RunError> {
+    let bound = runtime.block_on(TcpListener::bind(address));
+    let bound = bound.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let (address, listener) = bound.map_err(|error| {
+        RunError::Server(format!(
+            "cannot listen on {address}: {error}; set {key} to another"
+        ))
+    })?;
+    Ok((listener, address))
 }
 
 /// Asks everything to end at the first ctrl-C or SIGTERM; a second one ends at once, and so does the

@@ -235,6 +235,42 @@ pub struct ServerSettings {
     pub enabled: bool,
     /// Address and port to listen on.
     pub listen: String,
+    /// A file with the tokens of those who may ask, one a line; everyone may if there is none.
+    pub tokens_file: PathBuf,
+    /// Seconds that a query may take.
+    pub query_timeout_s: u64,
+    /// Megabytes that a query may hold in memory.
+    pub query_memory_mb: usize,
+    /// PostgreSQL's protocol.
+    pub postgres: PostgresSettings,
+}
+
+/// Where clients of PostgreSQL are served.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresSettings {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Address and port to listen on.
+    pub listen: String,
+    /// A file with a user and a password a line, as `user:password`; everyone may connect if there is none.
+    pub users_file: PathBuf,
+    /// The certificate to encrypt with; without it, nothing is encrypted.
+    pub certificate_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: "127.0.0.1:5433".to_owned(),
+            users_file: PathBuf::new(),
+            certificate_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+        }
+    }
 }
 
 /// What concerns several processes.
@@ -330,6 +366,10 @@ impl Default for ServerSettings {
         Self {
             enabled: true,
             listen: "127.0.0.1:8080".to_owned(),
+            tokens_file: PathBuf::new(),
+            query_timeout_s: 30,
+            query_memory_mb: 256,
+            postgres: PostgresSettings::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::generate::write_files;
 use crate::plan::{Overrides, Plan};
 use crate::progress::{Display, thousands};
 use crate::query::client::grid;
-use crate::{EXIT_FAILURE, give_up, query};
+use crate::{EXIT_FAILURE, give_up};
 
 /// How many tweets the example has.
 const TWEETS: usize = 1_000;
@@ -38,9 +38,13 @@ pub fn run(dir: Option<PathBuf>, exit: bool) -> anyhow::Result<()> {
     let plan = |settings: &Settings| {
         Plan::new(settings, &Overrides::default(), "demo", "", &dir).map_err(anyhow::Error::from)
     };
-    if port_is_taken(&settings.server.listen) {
-        // Another demo may be running; any free port will do.
-        settings.server.listen = "127.0.0.1:0".to_owned();
+    let server = &mut settings.server;
+    server.postgres.enabled = true;
+    for listen in [&mut server.listen, &mut server.postgres.listen] {
+        if port_is_taken(listen) {
+            // Another demo may be running; any free port will do.
+            *listen = "127.0.0.1:0".to_owned();
+        }
     }
     let plan = plan(&settings)?;
     cluster::run(plan, move |running| {
@@ -143,7 +147,7 @@ async fn wait_until_counted(running: &Running, display: &mut Display) -> anyhow:
 }
 
 async fn ask(running: &Running, sql: &str) -> anyhow::Result<String> {
-    let (_, answer) = query::sql::answer(&running.peeker, sql).await?;
+    let (_, answer) = running.queries.answer(sql).await?;
     let columns: Vec<_> = answer
         .schema
         .fields()
@@ -163,10 +167,13 @@ async fn ask(running: &Running, sql: &str) -> anyhow::Result<String> {
 }
 
 fn invite(running: &Running, tweets: &Path) {
-    let server = running
-        .address
-        .map(|address| format!("http://{address}"))
-        .unwrap_or_default();
+    let server = running.address.map(|address| format!("http://{address}"));
+    let server = server.unwrap_or_default();
+    let postgres = running.postgres.map(|address| {
+        let (host, port) = (address.ip(), address.port());
+        format!("psql -h {host} -p {port} assay")
+    });
+    let postgres = postgres.unwrap_or_default();
     let first = tweets.join("000001.json");
     let program = program();
     println!(
@@ -175,7 +182,9 @@ Now change something, and watch the counts follow. In another terminal:
 
   edit    {}
   remove  {}
+  watch   {server}/ in a browser
   ask     {program} query --server {server} 'select * from users order by tweets desc limit 5'
+  or      {postgres}
 
 Ctrl-C ends, after a last checkpoint.
 ",

@@ -97,14 +97,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
         Ok(Some(tables)) => runtime.block_on(look_at_tables(&tables, &mut findings)),
         Err(error) => findings.bad("tables", error.to_string()),
     }
-    match plan.listen.map(std::net::TcpListener::bind).transpose() {
-        Ok(Some(_)) => findings.good("server", format!("{} is free", shown(plan.listen))),
-        Ok(None) => findings.note("server", "none: no queries and no metrics"),
-        Err(error) => findings.bad(
-            "server",
-            format!("cannot listen on {}: {error}", shown(plan.listen)),
-        ),
-    }
+    look_at_server(plan, &mut findings);
     look_at_source(plan, &runtime, &mut findings);
     print!("{}", findings.show());
     let bad = findings
@@ -119,8 +112,17 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shown(address: Option<std::net::SocketAddr>) -> String {
-    address.map_or(String::new(), |address| address.to_string())
+fn look_at_server(plan: &Plan, findings: &mut Findings) {
+    let Some(server) = &plan.server else {
+        return findings.note("server", "none: no queries and no metrics");
+    };
+    let postgres = server.postgres.as_ref().map(|postgres| postgres.listen);
+    for address in std::iter::once(server.listen).chain(postgres) {
+        match std::net::TcpListener::bind(address) {
+            Ok(_) => findings.good("server", format!("{address} is free")),
+            Err(error) => findings.bad("server", format!("cannot listen on {address}: {error}")),
+        }
+    }
 }
 
 async fn look_at_tables(plan: &TablesPlan, findings: &mut Findings) {

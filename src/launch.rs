@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::EXIT_USAGE;
 use crate::peers::Secret;
-use crate::plan::SECRET_VARIABLE;
+use crate::plan::{SECRET_VARIABLE, ServerPlan};
 
 /// Pauses before a cluster is started again, growing while it does not stay up.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -59,8 +59,8 @@ pub struct Launch {
     pub workers: Option<usize>,
     /// Whether to end when the source has been read to its end.
     pub until_idle: bool,
-    /// Where the first process answers queries; the others answer at the ports that follow.
-    pub listen: Option<SocketAddr>,
+    /// How the first process answers queries; the others answer at the ports that follow.
+    pub server: Option<ServerPlan>,
 }
 
 /// How a cluster ended.
@@ -160,13 +160,12 @@ impl Cluster {
             if launch.until_idle {
                 command.arg("--until-idle");
             }
-            if let Some(listen) = launch.listen {
-                let port = match listen.port() {
-                    0 => 0,
-                    port => port.saturating_add(process as u16),
-                };
-                let listen = SocketAddr::new(listen.ip(), port);
-                command.env("ASSAY__SERVER__LISTEN", listen.to_string());
+            if let Some(server) = &launch.server {
+                command.env("ASSAY__SERVER__LISTEN", following(server.listen, process));
+                if let Some(postgres) = &server.postgres {
+                    let listen = following(postgres.listen, process);
+                    command.env("ASSAY__SERVER__POSTGRES__LISTEN", listen);
+                }
             }
             let mut child = command.spawn().context("cannot start a process")?;
             if let Some(said) = child.stderr.take() {
@@ -219,6 +218,15 @@ impl Cluster {
         // One that has ended already cannot be killed.
         while killed.join_next().await.is_some() {}
     }
+}
+
+/// The address of a process, some ports after the first one's.
+fn following(first: SocketAddr, process: usize) -> String {
+    let port = match first.port() {
+        0 => 0,
+        port => port.saturating_add(process as u16),
+    };
+    SocketAddr::new(first.ip(), port).to_string()
 }
 
 /// Addresses on which nobody listens now, one a line.

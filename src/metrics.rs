@@ -3,6 +3,8 @@
 //! Prometheus' rules: base units, `_total` for counters, one name for a thing with labels for the
 //! differences. Counters move once a batch.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{
@@ -157,8 +159,27 @@ pub fn epoch_lag(relation: &'static str, lag: Duration) {
     gauge!(EPOCH_LAG, "relation" => relation).set(lag.as_secs_f64());
 }
 
+/// Microseconds of thread time that the model has taken.
+static INFERENCE_US: AtomicU64 = AtomicU64::new(0);
+
+/// The last checkpoint: its epoch, and how long committing it took.
+static LAST_CHECKPOINT: Mutex<Option<(u64, Duration)>> = Mutex::new(None);
+
+/// Milliseconds of thread time that the model has taken.
+pub fn inference_ms() -> u64 {
+    INFERENCE_US.load(Ordering::Relaxed) / 1_000
+}
+
+/// The last checkpoint that this process committed: its epoch, and how long that took.
+pub fn last_checkpoint() -> Option<(u64, Duration)> {
+    *LAST_CHECKPOINT
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A batch of texts went through the model.
 pub fn inference(texts: usize, took: Duration) {
+    INFERENCE_US.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     counter!(SCORED).increment(texts as u64);
     histogram!(INFERENCE).record(took.as_secs_f64());
 }
@@ -172,6 +193,9 @@ pub fn waiting_texts(waiting: u64) {
 pub fn checkpoint(took: Duration, epoch: u64) {
     histogram!(CHECKPOINT).record(took.as_secs_f64());
     gauge!(CHECKPOINT_EPOCH).set(epoch as f64 / 1_000.0);
+    *LAST_CHECKPOINT
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = Some((epoch, took));
 }
 
 /// A data file was written.
@@ -199,13 +223,16 @@ pub fn mended_files(relation: &str, files: usize) {
     counter!(MENDED_FILES, "relation" => relation.to_owned()).increment(files as u64);
 }
 
-/// Reads the memory in use, where the system tells it.
+/// Shows the memory in use, where the system tells it.
 pub fn memory() {
-    let resident = || {
-        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-        pages.split(' ').nth(1)?.parse::<f64>().ok()
-    };
-    if let Some(pages) = resident() {
-        gauge!(MEMORY).set(pages * 4_096.0);
+    if let Some(bytes) = resident_bytes() {
+        gauge!(MEMORY).set(bytes as f64);
     }
+}
+
+/// The memory in use, where the system tells it.
+pub fn resident_bytes() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4_096)
 }

@@ -16,14 +16,18 @@ use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::transactions::TransactionTopic;
 use regex::RegexSet;
+use sql::Limits;
+use sql::postgres::Access;
+use tokio_rustls::TlsAcceptor;
 use url::Url;
 
 use crate::checkpoint::store::TablesPlan;
 use crate::config::{
     self, KafkaEncoding, KafkaFormat, RegistrySettings, Settings, SourceKind, line_of,
 };
-use crate::peers::Secret;
 use crate::peers::tls::Tls;
+use crate::peers::{self, Secret};
+use crate::query::http::Tokens;
 use crate::schemas::RegistrySchemas;
 
 /// A checked configuration.
@@ -47,8 +51,8 @@ pub struct Plan {
     pub tables: Option<TablesSettings>,
     /// Milliseconds between checkpoints.
     pub checkpoint_interval_ms: u64,
-    /// Where queries are answered, or `None` to answer none.
-    pub listen: Option<SocketAddr>,
+    /// How queries are answered, or `None` to answer none.
+    pub server: Option<ServerPlan>,
     /// The processes and workers.
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
@@ -57,7 +61,39 @@ pub struct Plan {
     pub file: Option<PathBuf>,
 }
 
+/// How queries are answered.
+#[derive(Clone, Debug)]
+pub struct ServerPlan {
+    /// Where HTTP is answered.
+    pub listen: SocketAddr,
+    /// Who may ask over HTTP.
+    pub tokens: Tokens,
+    /// What each query may take.
+    pub limits: Limits,
+    /// How clients of PostgreSQL are served, if they are.
+    pub postgres: Option<PostgresPlan>,
+}
+
+/// How clients of PostgreSQL are served.
+#[derive(Clone, Debug)]
+pub struct PostgresPlan {
+    /// Where.
+    pub listen: SocketAddr,
+    /// Who may connect.
+    pub access: Access,
+}
+
 impl Plan {
+    /// What each query may take.
+    pub fn limits(&self) -> Limits {
+        // Without a server no one asks but the demo.
+        let unasked = Limits {
+            memory: 256 << 20,
+            time: Duration::from_secs(30),
+        };
+        self.server.as_ref().map_or(unasked, |server| server.limits)
+    }
+
     /// Reads and checks a configuration.
     ///
     /// # Errors
@@ -113,6 +149,16 @@ pub enum SourcePlan {
     Files(PathBuf),
     /// Topics of a Kafka cluster.
     Kafka(KafkaSettings),
+}
+
+impl SourcePlan {
+    /// The kind's name, as the configuration has it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "files",
+            Self::Kafka(_) => "kafka",
+        }
+    }
 }
 
 /// What scores texts.
@@ -259,7 +305,7 @@ impl Plan {
             model: check.model(settings, folder),
             tables: check.tables(settings, folder),
             checkpoint_interval_ms: interval.saturating_mul(1_000),
-            listen: check.listen(settings),
+            server: check.server(settings, folder),
             cluster: check.cluster(settings, overrides, folder),
             until_idle: overrides.until_idle,
             file: None,
@@ -479,17 +525,117 @@ impl Check<'_> {
         })
     }
 
-    fn listen(&mut self, settings: &Settings) -> Option<SocketAddr> {
-        if !settings.server.enabled {
+    fn server(&mut self, settings: &Settings, folder: &Path) -> Option<ServerPlan> {
+        let server = &settings.server;
+        if !server.enabled {
             return None;
         }
-        let parsed = settings.server.listen.parse();
+        let postgres = &server.postgres;
+        let tokens = self.lines("server.tokens_file", &server.tokens_file, folder);
+        Some(ServerPlan {
+            listen: self.address("server.listen", &server.listen, "127.0.0.1:8080")?,
+            tokens: Tokens::new(&tokens),
+            limits: Limits {
+                memory: server.query_memory_mb << 20,
+                time: Duration::from_secs(server.query_timeout_s),
+            },
+            postgres: match postgres.enabled {
+                true => Some(self.postgres(postgres, folder)?),
+                false => None,
+            },
+        })
+    }
+
+    fn postgres(
+        &mut self,
+        settings: &config::PostgresSettings,
+        folder: &Path,
+    ) -> Option<PostgresPlan> {
+        const LISTEN: &str = "server.postgres.listen";
+        const USERS: &str = "server.postgres.users_file";
+        let listen = self.address(LISTEN, &settings.listen, "127.0.0.1:5433")?;
+        let mut users = Vec::new();
+        for line in self.lines(USERS, &settings.users_file, folder) {
+            match line.split_once(':') {
+                Some((user, password)) if !user.is_empty() && !password.is_empty() => {
+                    users.push((user.to_owned(), password.to_owned()));
+                }
+                // The line is not shown: it may hold a password.
+                _ => self.mistake(
+                    USERS,
+                    "each line must be a user, a colon and a password".to_owned(),
+                ),
+            }
+        }
+        let message = "this address can be reached from other hosts: name users and their passwords in \
+                       server.postgres.users_file, or listen on 127.0.0.1";
+        self.require(
+            !users.is_empty() || listen.ip().is_loopback(),
+            LISTEN,
+            message,
+        );
+        let encryption = self.encryption(settings, folder);
+        match Access::new(users, encryption) {
+            Ok(access) => Some(PostgresPlan { listen, access }),
+            Err(error) => {
+                self.mistake(USERS, error);
+                None
+            }
+        }
+    }
+
+    fn encryption(
+        &mut self,
+        settings: &config::PostgresSettings,
+        folder: &Path,
+    ) -> Option<TlsAcceptor> {
+        let [certificate, key] = [&settings.certificate_file, &settings.key_file];
+        match (
+            certificate.as_os_str().is_empty(),
+            key.as_os_str().is_empty(),
+        ) {
+            (true, true) => None,
+            (false, false) => {
+                let acceptor = peers::tls::acceptor(&folder.join(certificate), &folder.join(key));
+                let refused = |error| self.mistake("server.postgres.certificate_file", error);
+                acceptor.map_err(refused).ok()
+            }
+            _ => {
+                let message = "encryption takes a certificate_file and a key_file, or neither";
+                self.mistake("server.postgres", message);
+                None
+            }
+        }
+    }
+
+    /// The lines of a file that may not be named; those that are empty or begin with # left out.
+    fn lines(&mut self, key: &str, file: &Path, folder: &Path) -> Vec<String> {
+        if file.as_os_str().is_empty() {
+            return Vec::new();
+        }
+        let text = match std::fs::read_to_string(folder.join(file)) {
+            Ok(text) => text,
+            Err(error) => {
+                self.mistake(key, format!("cannot read \"{}\": {error}", file.display()));
+                return Vec::new();
+            }
+        };
+        let lines: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect();
+        // An empty file would let everyone in, who are meant to be kept out.
+        self.require(!lines.is_empty(), key, "the file has no lines");
+        lines
+    }
+
+    fn address(&mut self, key: &str, text: &str, example: &str) -> Option<SocketAddr> {
+        let parsed = text.parse();
         if parsed.is_err() {
-            let message = format!(
-                "\"{}\" is no address and port; write it as \"127.0.0.1:8080\"",
-                settings.server.listen
-            );
-            self.mistake("server.listen", message);
+            let message = format!("\"{text}\" is no address and port; write it as \"{example}\"");
+            self.mistake(key, message);
         }
         parsed.ok()
     }

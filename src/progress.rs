@@ -2,17 +2,30 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dataflows::pipelines::mentions::RELATIONS;
 use models::pool::PoolStatistics;
 
+/// Counts of one relation on this process.
+#[derive(Debug, Default)]
+pub struct Stage {
+    /// Rows that were added.
+    pub inserted: AtomicU64,
+    /// Rows that were taken away.
+    pub retracted: AtomicU64,
+    /// Microseconds that workers spent on it.
+    pub busy_us: AtomicU64,
+    /// Milliseconds by which it is behind the clock.
+    pub lag_ms: AtomicU64,
+}
+
 /// Counts of the whole process, for people.
 #[derive(Debug, Default)]
 pub struct Progress {
     records: AtomicU64,
-    rows: [AtomicI64; RELATIONS.len()],
+    stages: [Stage; RELATIONS.len()],
     /// Milliseconds by which the slowest relation is behind the clock.
     lag_ms: AtomicU64,
 }
@@ -23,10 +36,19 @@ impl Progress {
         self.records.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// The rows of a relation became more or fewer.
-    pub fn rows(&self, relation: &str, change: i64) {
-        if let Some(place) = RELATIONS.iter().position(|known| *known == relation) {
-            self.rows[place].fetch_add(change, Ordering::Relaxed);
+    /// The counts of a relation.
+    pub fn stage(&self, relation: &str) -> Option<&Stage> {
+        let place = RELATIONS.iter().position(|known| *known == relation)?;
+        Some(&self.stages[place])
+    }
+
+    /// Rows of a relation were added and taken away.
+    pub fn rows(&self, relation: &str, inserted: usize, retracted: usize) {
+        if let Some(stage) = self.stage(relation) {
+            stage.inserted.fetch_add(inserted as u64, Ordering::Relaxed);
+            stage
+                .retracted
+                .fetch_add(retracted as u64, Ordering::Relaxed);
         }
     }
 
@@ -42,9 +64,11 @@ impl Progress {
             thousands(rate as u64)
         );
         let shown = ["bronze", "silver", "gold", "mention_sentiment", "rejects"];
-        for (relation, rows) in RELATIONS.iter().zip(&self.rows) {
+        for (relation, stage) in RELATIONS.iter().zip(&self.stages) {
             if shown.contains(relation) {
-                let rows = rows.load(Ordering::Relaxed).max(0) as u64;
+                let inserted = stage.inserted.load(Ordering::Relaxed);
+                let retracted = stage.retracted.load(Ordering::Relaxed);
+                let rows = inserted.saturating_sub(retracted);
                 // Writing to a string cannot fail.
                 let _ = write!(line, " | {relation} {}", thousands(rows));
             }
@@ -60,7 +84,8 @@ impl Progress {
         line
     }
 
-    fn read(&self) -> u64 {
+    /// Messages that were read.
+    pub fn read(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
     }
 }

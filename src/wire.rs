@@ -14,7 +14,7 @@ use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Format;
 use dataflows::intake::FormatNow;
-use dataflows::pipelines::mentions::{self, Bronze};
+use dataflows::pipelines::mentions::{self, Bronze, RELATIONS};
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
     Score, Sink, StoredFile, Written,
@@ -26,6 +26,7 @@ use models::pool::{Answer, Pool, PoolStatistics, Watcher};
 use models::{ModelError, Prediction};
 use roaring::RoaringBitmap;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -36,7 +37,8 @@ use crate::checkpoint::store::{Commit, Pause, Store, StoreError};
 use crate::metrics::{self, RowCounters};
 use crate::plan::{Overrides, Plan, SourcePlan};
 use crate::progress::Progress;
-use crate::{EXIT_FAILURE, Stop, give_up};
+use crate::status::Statuses;
+use crate::{EXIT_FAILURE, Stop, give_up, now_ms};
 
 /// Records of an epoch during catch-up: few where each must be scored, so that results keep coming;
 /// many where only counting is to be done, because each epoch has its price.
@@ -67,6 +69,9 @@ pub struct Process {
     rejected: AtomicU64,
     /// How many messages wait in each partition that this process reads.
     lags: Mutex<BTreeMap<Arc<str>, i64>>,
+    /// When the process started, in milliseconds since 1970.
+    started: u64,
+    statuses: Statuses,
 }
 
 /// Whether the source is read.
@@ -142,6 +147,8 @@ impl Process {
             accepted: AtomicU64::default(),
             rejected: AtomicU64::default(),
             lags: Mutex::default(),
+            started: now_ms(),
+            statuses: Statuses::default(),
         })
     }
 
@@ -225,6 +232,62 @@ impl Process {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What all processes tell of themselves.
+    pub fn statuses(&self) -> &Statuses {
+        &self.statuses
+    }
+
+    /// What this process tells of itself.
+    pub fn status(&self) -> Value {
+        let plan = &self.plan;
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let stages = RELATIONS.iter().filter_map(|name| {
+            let stage = self.progress.stage(name)?;
+            Some(json!({
+                "name": name,
+                "inserted": load(&stage.inserted),
+                "retracted": load(&stage.retracted),
+                "busy_ms": load(&stage.busy_us) / 1_000,
+                "lag_ms": load(&stage.lag_ms),
+            }))
+        });
+        let partitions = self.lags().into_iter();
+        let partitions = partitions
+            .map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }));
+        let scoring = self.scoring().map(|scoring| {
+            json!({
+                "scored": scoring.scored,
+                "waiting": scoring.waiting,
+                "busy_ms": metrics::inference_ms(),
+            })
+        });
+        let checkpoint = metrics::last_checkpoint();
+        json!({
+            "process": plan.cluster.process,
+            "workers": plan.cluster.workers,
+            "started": self.started,
+            "version": env!("CARGO_PKG_VERSION"),
+            "memory_bytes": metrics::resident_bytes(),
+            "read": self.progress.read(),
+            "source": {
+                "kind": plan.source.kind(),
+                "state": match self.reading() {
+                    Reading::On => "on",
+                    Reading::Paused => "paused",
+                    Reading::TooManyRejects => "too many rejects",
+                },
+                "caught_up": self.caught_up.borrow().is_some(),
+                "partitions": partitions.collect::<Vec<_>>(),
+            },
+            "stages": stages.collect::<Vec<_>>(),
+            "scoring": scoring,
+            "checkpoint": checkpoint.map(|(epoch, took)| json!({
+                "epoch": epoch,
+                "took_ms": took.as_millis() as u64,
+            })),
+        })
     }
 
     /// Counts for people.
@@ -497,7 +560,7 @@ impl Environment for WorkerEnvironment {
     }
 
     fn indexed(&self, _: &'static str) -> bool {
-        self.process.plan.listen.is_some()
+        self.process.plan.server.is_some()
     }
 
     fn observer(&mut self, relation: &'static str) -> Observer {
@@ -512,7 +575,7 @@ impl Environment for WorkerEnvironment {
                     .fetch_add(inserted as u64, Ordering::Relaxed);
             }
             let progress = process.progress();
-            progress.rows(relation, inserted as i64 - retracted as i64);
+            progress.rows(relation, inserted, retracted);
         })
     }
 

@@ -1,6 +1,7 @@
 //! A worker's loop: feed epochs in, let the dataflow step, answer queries, end in order.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dataflows::change::Epoch;
@@ -20,6 +21,9 @@ const REST: Duration = Duration::from_millis(50);
 
 /// How often lags are told.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a process tells of itself.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rejects are looked at after so many rows and rejects: of fewer, one would be too large a share.
 const ENOUGH: u64 = 100;
@@ -69,6 +73,7 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         last_fed: 0,
         first_of_process,
         next_report: Instant::now(),
+        next_status: Instant::now(),
         restoring: (process.restored_epoch() > 0).then_some(started),
         looked_at: (0, 0),
         oldest: None,
@@ -99,6 +104,7 @@ struct Turns {
     last_fed: Epoch,
     first_of_process: bool,
     next_report: Instant,
+    next_status: Instant,
     /// Since when the state of the last checkpoint has been derived, while it is.
     restoring: Option<Instant>,
     /// Rows of bronze and rejects at the last look.
@@ -121,11 +127,16 @@ impl Turns {
                     // Every worker hears of it, and its process is to act once.
                     Order::RetryRejects if self.first_of_process => self.process.retry_rejects(),
                     Order::RetryRejects => {}
+                    Order::Status(process, status) => {
+                        if self.first_of_process {
+                            self.process.statuses().note(process, &status);
+                        }
+                    }
                 }
             }
             let fed = self.feed();
             self.report();
-            if fed {
+            if fed || self.answering.busy() {
                 worker.step();
             } else {
                 worker.step_or_park(Some(REST));
@@ -186,7 +197,12 @@ impl Turns {
         for index in self.answering.indexes() {
             // Before the restored state is complete there is no epoch to be behind.
             if let Some(first) = index.frontier().filter(|first| *first > 1) {
-                metrics::epoch_lag(index.relation(), behind(first));
+                let lag = behind(first);
+                metrics::epoch_lag(index.relation(), lag);
+                if let Some(stage) = self.process.progress().stage(index.relation()) {
+                    let lag_ms = lag.as_millis() as u64;
+                    stage.lag_ms.store(lag_ms, Ordering::Relaxed);
+                }
             }
         }
         if let Some(scoring) = self.process.scoring() {
@@ -196,6 +212,7 @@ impl Turns {
             .computed
             .with_frontier(|frontier| frontier.first().copied());
         self.tell_restored(first);
+        self.tell_status();
         self.watch_rejects(first);
         self.watch(first);
         self.process.progress().lag(
@@ -203,6 +220,17 @@ impl Turns {
                 .filter(|first| *first > 1)
                 .map_or(Duration::ZERO, behind),
         );
+    }
+
+    /// Tells all processes of this one, once a second.
+    fn tell_status(&mut self) {
+        if self.process.plan().server.is_none() || Instant::now() < self.next_status {
+            return;
+        }
+        self.next_status = Instant::now() + STATUS_INTERVAL;
+        let process = self.process.plan().cluster.process;
+        let status = self.process.status().to_string();
+        self.answering.order(Order::Status(process, status));
     }
 
     fn tell_restored(&mut self, first: Option<Epoch>) {

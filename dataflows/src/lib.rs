@@ -5,12 +5,14 @@
 //! the program around it decides what stands behind each name.
 //!
 //! - [`change`], [`record`], [`reject`], [`envelope`], [`ports`]: the words of a pipeline.
+//! - [`index`]: how relations are read while they change.
 //! - [`intake`]: the way of messages into it; [`transactions`]: what of them is held back.
 //! - [`operators`]: one verb, one file; they know nothing of tweets.
 //! - [`pipelines`]: one pipeline, one module.
 
 pub mod change;
 pub mod envelope;
+pub mod index;
 pub mod intake;
 pub mod operators;
 pub mod pipelines;

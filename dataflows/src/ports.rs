@@ -16,25 +16,22 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use differential_dataflow::ExchangeData;
-use differential_dataflow::operators::arrange::TraceAgent;
-use differential_dataflow::trace::implementations::ValSpine;
-use differential_dataflow::trace::{Cursor, TraceReader};
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
+use timely::dataflow::operators::Concatenate;
 use timely::dataflow::operators::generic::OperatorInfo;
 use timely::dataflow::operators::probe::Handle as Probe;
 use timely::dataflow::operators::vec::Input as _;
-use timely::dataflow::operators::{Concatenate, Probe as _};
 use timely::dataflow::{Scope, StreamVec};
-use timely::progress::frontier::AntichainRef;
 
 use crate::change::{Collection, Diff, Epoch, Text};
 use crate::envelope::{RowChange, SourceRow};
+use crate::index::{Index, index};
 use crate::intake::{ChannelFeed, DecodingIntake, Feed, FormatNow, Intake};
 use crate::operators::checkpoint::{Change, Position, checkpoint};
 use crate::operators::persist::{StoredRow, persist};
-use crate::record::{Record, place};
+use crate::record::Record;
 use crate::reject::Reject;
 
 /// Wakes the operator or worker that waits for an answer; callable from any thread.
@@ -439,21 +436,9 @@ impl<'s, 'e> Ports<'s, 'e> {
             self.changes.push(changes);
         }
         if self.environment.indexed(D::RELATION) {
-            self.index(rows);
+            self.built.indexes.push(index(rows));
         }
         Ok(())
-    }
-
-    fn index<D: Record>(&mut self, rows: Collection<'s, D>) {
-        let arranged = rows
-            .map(|row| (place(&*row.key()), row))
-            .arrange_by_key_named(D::RELATION);
-        let probe = Probe::new();
-        arranged.stream.probe_with(&probe);
-        self.built.indexes.push(Box::new(ArrangedIndex {
-            probe,
-            trace: arranged.trace,
-        }));
     }
 
     /// Ties all tables and positions into checkpoints; the last thing a pipeline's builder does.
@@ -480,91 +465,4 @@ pub(crate) fn own_files<'f>(
         .enumerate()
         .skip(worker)
         .step_by(workers)
-}
-
-/// A relation's rows on one worker, readable at any epoch of a short past.
-pub trait Index {
-    /// The relation's name.
-    fn relation(&self) -> &'static str;
-
-    /// The relation's columns.
-    fn schema(&self) -> SchemaRef;
-
-    /// The first epoch that may still change; `None` once nothing can change any more.
-    fn frontier(&self) -> Option<Epoch>;
-
-    /// This worker's rows at the epoch, all or those of one key.
-    ///
-    /// # Errors
-    /// If the epoch is no longer readable because later ones have been merged into it.
-    fn read(&mut self, epoch: Epoch, key: Option<&str>) -> Result<RecordBatch, Compacted>;
-
-    /// Gives up the past before this epoch, so that memory follows what is live.
-    fn compact(&mut self, since: Epoch);
-}
-
-/// The epoch asked for has been merged into later ones.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Compacted;
-
-/// Rows by the hash of their key: numbers are sorted and merged faster than texts, and take less room.
-type RowTrace<D> = TraceAgent<ValSpine<u64, D, Epoch, Diff>>;
-
-struct ArrangedIndex<D: Record> {
-    probe: Probe<Epoch>,
-    trace: RowTrace<D>,
-}
-
-impl<D: Record> Index for ArrangedIndex<D> {
-    fn relation(&self) -> &'static str {
-        D::RELATION
-    }
-
-    fn schema(&self) -> SchemaRef {
-        D::schema()
-    }
-
-    fn frontier(&self) -> Option<Epoch> {
-        self.probe
-            .with_frontier(|frontier| frontier.first().copied())
-    }
-
-    fn read(&mut self, epoch: Epoch, key: Option<&str>) -> Result<RecordBatch, Compacted> {
-        if !self.trace.get_logical_compaction().less_equal(&epoch) {
-            return Err(Compacted);
-        }
-        let mut rows = Vec::new();
-        let (mut cursor, storage) = self.trace.cursor();
-        if let Some(key) = key {
-            cursor.seek_key(&storage, &place(key));
-        }
-        while let Some(found) = cursor.get_key(&storage) {
-            if key.is_some_and(|key| place(key) != *found) {
-                break;
-            }
-            while let Some(row) = cursor.get_val(&storage) {
-                if key.is_some_and(|key| *row.key() != *key) {
-                    cursor.step_val(&storage);
-                    continue;
-                }
-                let mut count: Diff = 0;
-                cursor.map_times(&storage, |at, diff| {
-                    if *at <= epoch {
-                        count += *diff
-                    }
-                });
-                rows.extend(std::iter::repeat_n(row, count.max(0) as usize).cloned());
-                cursor.step_val(&storage);
-            }
-            cursor.step_key(&storage);
-        }
-        Ok(D::to_batch(&rows))
-    }
-
-    fn compact(&mut self, since: Epoch) {
-        self.trace
-            .set_logical_compaction(AntichainRef::new(&[since]));
-        self.trace
-            .set_physical_compaction(AntichainRef::new(&[since]));
-    }
 }

@@ -22,14 +22,29 @@ pub trait Record: ExchangeData + Hash {
     /// The relation's name, as in SQL and in the tables' folder.
     const RELATION: &'static str;
 
-    /// The value of the first column, by which rows are looked up.
-    fn key(&self) -> Text;
+    /// The columns by whose values rows are found, the first column first.
+    const LOOK_UPS: &'static [&'static str];
+
+    /// The value of the first column.
+    fn key(&self) -> Text {
+        self.look_up(0)
+    }
+
+    /// The value of a column of [`Record::LOOK_UPS`], by its place there.
+    fn look_up(&self, look_up: usize) -> Text;
 
     /// The relation's columns, in order.
     fn schema() -> SchemaRef;
 
+    /// Some columns of the rows, by the columns' places in [`Record::schema`], in the order given.
+    fn columns(rows: &[&Self], columns: &[usize]) -> RecordBatch;
+
     /// The rows as one Arrow batch, in the order given.
-    fn to_batch(rows: &[Self]) -> RecordBatch;
+    fn to_batch(rows: &[Self]) -> RecordBatch {
+        let rows: Vec<_> = rows.iter().collect();
+        let columns: Vec<_> = (0..Self::schema().fields().len()).collect();
+        Self::columns(&rows, &columns)
+    }
 
     /// The rows of a batch whose columns are those of [`Record::schema`].
     ///
@@ -54,6 +69,15 @@ pub fn place<K: Hash + ?Sized>(key: &K) -> u64 {
     hasher.finish()
 }
 
+/// The same for texts, equal for texts that differ only in case.
+pub fn place_any_case(text: &str) -> u64 {
+    let as_is = text.is_ascii() && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    match as_is {
+        true => place(text),
+        false => place(text.to_lowercase().as_str()),
+    }
+}
+
 /// Microseconds since 1970, in UTC.
 #[derive(
     Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize,
@@ -66,6 +90,13 @@ pub struct Timestamp(pub i64);
     Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize,
 )]
 pub struct Confidence(pub u32);
+
+impl Confidence {
+    /// The confidence as a number out of 100.
+    pub fn points(self) -> f64 {
+        f64::from(self.0) / PARTS_PER_POINT
+    }
+}
 
 /// Bytes that were not understood, kept as they came.
 pub type Bytes = Arc<[u8]>;
@@ -164,8 +195,9 @@ impl Column for Confidence {
     }
 
     fn write<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let points = values.map(|confidence| f64::from(confidence.0) / PARTS_PER_POINT);
-        Arc::new(Float64Array::from_iter_values(points))
+        Arc::new(Float64Array::from_iter_values(
+            values.map(|confidence| confidence.points()),
+        ))
     }
 
     fn read(array: &dyn Array) -> Option<Vec<Self>> {
@@ -216,19 +248,19 @@ pub fn read_column<C: Column>(batch: &RecordBatch, name: &str) -> Result<Vec<C>,
 /// remember it.
 impl<R: Record + Sync> Record for Arc<R> {
     const RELATION: &'static str = R::RELATION;
+    const LOOK_UPS: &'static [&'static str] = R::LOOK_UPS;
 
-    fn key(&self) -> Text {
-        R::key(self)
+    fn look_up(&self, look_up: usize) -> Text {
+        R::look_up(self, look_up)
     }
 
     fn schema() -> SchemaRef {
         R::schema()
     }
 
-    fn to_batch(rows: &[Self]) -> RecordBatch {
-        // Rows are cheap to clone: their texts are shared.
-        let rows: Vec<R> = rows.iter().map(|row| R::clone(row)).collect();
-        R::to_batch(&rows)
+    fn columns(rows: &[&Self], columns: &[usize]) -> RecordBatch {
+        let rows: Vec<&R> = rows.iter().map(|row| &***row).collect();
+        R::columns(&rows, columns)
     }
 
     fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, String> {
@@ -238,11 +270,12 @@ impl<R: Record + Sync> Record for Arc<R> {
 
 /// Declares a relation's row type: `record! { "name"; pub struct Row { key: Text, ... } }`.
 ///
-/// The first field is the key by which rows are looked up.
+/// The first field is the key by which rows are looked up; `record! { "name", by other; ... }` has them
+/// looked up by that column too.
 #[macro_export]
 macro_rules! record {
     (
-        $relation:literal;
+        $relation:literal $(, by $by:ident)?;
         $(#[$meta:meta])*
         $vis:vis struct $row:ident {
             $(#[$first_meta:meta])* $first:ident : $first_type:ty,
@@ -261,8 +294,11 @@ macro_rules! record {
         impl $crate::record::Record for $row {
             const RELATION: &'static str = $relation;
 
-            fn key(&self) -> $crate::change::Text {
-                self.$first.clone()
+            const LOOK_UPS: &'static [&'static str] =
+                &[stringify!($first), $( stringify!($by), )?];
+
+            fn look_up(&self, look_up: usize) -> $crate::change::Text {
+                [&self.$first, $( &self.$by, )?][look_up].clone()
             }
 
             fn schema() -> arrow::datatypes::SchemaRef {
@@ -274,14 +310,18 @@ macro_rules! record {
                 ]))
             }
 
-            fn to_batch(rows: &[Self]) -> arrow::array::RecordBatch {
+            fn columns(rows: &[&Self], columns: &[usize]) -> arrow::array::RecordBatch {
+                use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
                 use $crate::record::Column;
-                let columns = vec![
-                    <$first_type>::write(rows.iter().map(|row| &row.$first)),
-                    $( <$type>::write(rows.iter().map(|row| &row.$field)), )*
+                let writers: &[fn(&[&Self]) -> ArrayRef] = &[
+                    |rows| <$first_type>::write(rows.iter().map(|row| &row.$first)),
+                    $( |rows| <$type>::write(rows.iter().map(|row| &row.$field)), )*
                 ];
+                let arrays = columns.iter().map(|column| writers[*column](rows)).collect();
+                let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
                 // The columns come from the schema's own field types, all of one length.
-                arrow::array::RecordBatch::try_new(Self::schema(), columns)
+                let schema = Self::schema().project(columns).expect("columns are of the schema");
+                RecordBatch::try_new_with_options(schema.into(), arrays, &options)
                     .expect("a row's columns match its schema")
             }
 

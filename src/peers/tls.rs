@@ -47,6 +47,26 @@ pub enum TlsError {
     Authority(#[from] VerifierBuilderError),
 }
 
+/// What encrypts connections of clients, who need no certificate of their own.
+///
+/// # Errors
+/// If a file cannot be used; the message names it.
+pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+    let shown = read_certificates(certificate)?;
+    let unfit = |why| TlsError::File {
+        file: key.display().to_string(),
+        why,
+    };
+    let key = PrivateKeyDer::from_pem_file(key).map_err(unfit)?;
+    let accepting = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Certificate)?
+        .with_no_client_auth()
+        .with_single_cert(shown, key)
+        .map_err(TlsError::Certificate)?;
+    Ok(TlsAcceptor::from(Arc::new(accepting)))
+}
+
 impl Tls {
     /// Reads the certificate that this process shows, its key, and the certificates of those whose
     /// word is taken for the other processes; all in PEM.

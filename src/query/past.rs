@@ -6,9 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, Scalar, StringArray};
-use arrow::compute::filter_record_batch;
-use arrow::compute::kernels::cmp::eq;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::row::{OwnedRow, RowConverter, SortField};
@@ -16,9 +14,13 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use connectors::delta::{DataFile, Table};
 use dataflows::change::Epoch;
 use futures::future::BoxFuture;
-use sql::{Answer, QueryError, ReadError, Relations};
+use futures::{FutureExt, StreamExt, TryFutureExt};
+use sql::{
+    Answer, Limits, Progress, QueryError, ReadError, Relation, Relations, RowStream, Selection,
+};
 
 use crate::checkpoint::store::{TablesPlan, settled_epoch, table_at};
+use crate::now_ms;
 
 /// Later than every checkpoint.
 pub const NEWEST: Epoch = i64::MAX as Epoch;
@@ -72,6 +74,7 @@ pub async fn answer(
     plan: &TablesPlan,
     query: &str,
     at: Epoch,
+    limits: Limits,
 ) -> Result<(Epoch, Answer), QueryError> {
     let at = settled(plan, at).await.map_err(QueryError::Read)?;
     let mut tables = BTreeMap::new();
@@ -86,10 +89,11 @@ pub async fn answer(
         }
     }
     let relations = Arc::new(AtVersions {
+        epoch,
         schemas: plan.relations.clone(),
         tables,
     });
-    Ok((epoch, sql::query(query, relations).await?))
+    Ok((epoch, sql::query(query, relations, limits).await?))
 }
 
 /// What changed in a relation between two epochs, later minus earlier: the rows that differ, sorted,
@@ -159,6 +163,7 @@ async fn version_of(
 
 /// All relations that a query names, each at its version.
 struct AtVersions {
+    epoch: Epoch,
     schemas: Vec<(&'static str, SchemaRef)>,
     tables: BTreeMap<String, Table>,
 }
@@ -170,30 +175,42 @@ impl std::fmt::Debug for AtVersions {
 }
 
 impl Relations for AtVersions {
-    fn schemas(&self) -> Vec<(String, SchemaRef)> {
-        let schemas = self.schemas.iter();
-        schemas
-            .map(|(name, schema)| ((*name).to_owned(), Arc::clone(schema)))
-            .collect()
+    fn epoch(&self) -> u64 {
+        self.epoch
     }
 
-    fn read(
-        &self,
-        relation: String,
-        key: Option<String>,
-    ) -> BoxFuture<'_, Result<Vec<RecordBatch>, ReadError>> {
-        Box::pin(async move {
-            let unnamed = || ReadError::Unavailable(format!("\"{relation}\" was not opened"));
-            let table = self.tables.get(&relation).ok_or_else(unnamed)?;
-            let batches = table.rows().await.map_err(unavailable)?;
-            let Some(key) = key else { return Ok(batches) };
-            let of_key = |batch: &RecordBatch| {
-                let key = Scalar::new(StringArray::from(vec![key.as_str()]));
-                filter_record_batch(batch, &eq(batch.column(0), &key)?)
-            };
-            let found: Result<_, ArrowError> = batches.iter().map(of_key).collect();
-            found.map_err(unavailable)
-        })
+    fn relations(&self) -> Vec<Relation> {
+        let schemas = self.schemas.iter();
+        let relation = |(name, schema): &(&str, SchemaRef)| Relation {
+            name: (*name).to_owned(),
+            schema: Arc::clone(schema),
+            // Files are read whole, whatever is looked for.
+            look_ups: Vec::new(),
+        };
+        schemas.map(relation).collect()
+    }
+
+    fn read(&self, relation: &str, selection: Selection) -> RowStream {
+        let unnamed = ReadError::Unavailable(format!("\"{relation}\" was not opened"));
+        let table = self.tables.get(relation).cloned().ok_or(unnamed);
+        let rows = async move {
+            let batches = table?.rows().await.map_err(unavailable)?;
+            let columns =
+                move |batch: RecordBatch| batch.project(&selection.columns).map_err(unavailable);
+            Ok(futures::stream::iter(batches.into_iter().map(columns)))
+        };
+        rows.try_flatten_stream().boxed()
+    }
+
+    fn progress(&self) -> BoxFuture<'static, Result<Vec<Progress>, ReadError>> {
+        let now = now_ms();
+        let tables = self.schemas.iter();
+        let progress = tables.map(|(name, _)| Progress {
+            relation: (*name).to_owned(),
+            epoch: self.epoch,
+            lag_ms: now.saturating_sub(self.epoch),
+        });
+        std::future::ready(Ok(progress.collect())).boxed()
     }
 }
 

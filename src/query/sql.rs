@@ -2,54 +2,163 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
 use dataflows::change::Epoch;
+use dataflows::index::{LookUp, Selection};
+use futures::StreamExt;
 use futures::future::BoxFuture;
-use sql::{Answer, QueryError, ReadError, Relations};
+use sql::{
+    Answer, Condition, Limits, Progress, QueryError, ReadError, Relation, Relations, Snapshots,
+};
+use tokio::runtime::Handle;
 
 use super::peek::Peeker;
+use crate::now_ms;
 
 /// How often a query is asked again whose epoch went while it was planned.
 const ATTEMPTS: usize = 3;
 
-/// Answers a query; returns the epoch that the answer is of.
-///
-/// # Errors
-/// If the query is not understood or would change something, or the dataflow does not answer.
-pub async fn answer(peeker: &Peeker, query: &str) -> Result<(Epoch, Answer), QueryError> {
-    let named = sql::relations_of(query)?;
-    let mut attempt = 1;
-    loop {
-        let epoch = peeker.pin(named.clone()).await.map_err(QueryError::Read)?;
-        let relations = Arc::new(AtEpoch {
-            peeker: peeker.clone(),
-            epoch,
-        });
-        match sql::query(query, relations).await {
-            Err(QueryError::Read(ReadError::Compacted)) if attempt < ATTEMPTS => attempt += 1,
-            answer => return Ok((epoch, answer?)),
+/// Answers queries, on threads of their own, so that none keeps the rest of the process waiting.
+#[derive(Clone, Debug)]
+pub struct Queries {
+    peeker: Peeker,
+    threads: Handle,
+    limits: Limits,
+}
+
+impl Queries {
+    /// Queries of the relations behind `peeker`, answered on `threads` within `limits`.
+    pub fn new(peeker: Peeker, threads: Handle, limits: Limits) -> Self {
+        Self {
+            peeker,
+            threads,
+            limits,
         }
+    }
+
+    /// What each query may take.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Answers a query; returns the epoch that the answer is of.
+    ///
+    /// # Errors
+    /// If the query is not understood, would change something or takes too much, or the dataflow does
+    /// not answer.
+    pub async fn answer(&self, query: &str) -> Result<(Epoch, Answer), QueryError> {
+        let (queries, query) = (self.clone(), query.to_owned());
+        let answer = self.threads.spawn(async move {
+            let named = sql::relations_of(&query)?;
+            let mut attempt = 1;
+            loop {
+                let relations = queries.pin(named.clone()).await.map_err(QueryError::Read)?;
+                let epoch = relations.epoch();
+                match sql::query(&query, relations, queries.limits).await {
+                    Err(QueryError::Read(ReadError::Compacted)) if attempt < ATTEMPTS => {
+                        attempt += 1
+                    }
+                    answer => return Ok((epoch, answer?)),
+                }
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// The rows of a relation for which a condition holds, as of the newest complete epoch, as they
+    /// come.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn rows(
+        &self,
+        relation: &Relation,
+        condition: Option<&Condition>,
+    ) -> Result<(Epoch, sql::AnswerStream), QueryError> {
+        let relations = self.pin(vec![relation.name.clone()]).await;
+        let relations = relations.map_err(QueryError::Read)?;
+        let epoch = relations.epoch();
+        let rows = sql::rows(&relation.name, condition, relations, self.limits).await?;
+        Ok((epoch, rows))
+    }
+}
+
+fn stopping() -> QueryError {
+    QueryError::Read(ReadError::Unavailable("Assay is stopping".to_owned()))
+}
+
+impl Snapshots for Queries {
+    fn relations(&self) -> Vec<Relation> {
+        let catalog = self.peeker.catalog().iter();
+        let relation = |(name, readable): (&String, &super::peek::Readable)| Relation {
+            name: name.clone(),
+            schema: Arc::clone(&readable.schema),
+            look_ups: readable
+                .look_ups
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect(),
+        };
+        catalog.map(relation).collect()
+    }
+
+    fn pin(&self, named: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Relations>, ReadError>> {
+        Box::pin(async move {
+            let epoch = self.peeker.pin(named).await?;
+            let queries = self.clone();
+            Ok(Arc::new(AtEpoch { queries, epoch }) as Arc<dyn Relations>)
+        })
     }
 }
 
 /// All relations, as they were at one epoch.
 #[derive(Debug)]
 struct AtEpoch {
-    peeker: Peeker,
+    queries: Queries,
     epoch: Epoch,
 }
 
 impl Relations for AtEpoch {
-    fn schemas(&self) -> Vec<(String, SchemaRef)> {
-        self.peeker.schemas().into_iter().collect()
+    fn epoch(&self) -> u64 {
+        self.epoch
     }
 
-    fn read(
-        &self,
-        relation: String,
-        key: Option<String>,
-    ) -> BoxFuture<'_, Result<Vec<RecordBatch>, ReadError>> {
-        Box::pin(self.peeker.read(self.epoch, relation, key))
+    fn relations(&self) -> Vec<Relation> {
+        self.queries.relations()
+    }
+
+    fn read(&self, relation: &str, selection: sql::Selection) -> sql::RowStream {
+        let look_up = selection.look_up.map(|(column, values)| LookUp {
+            column,
+            values,
+            any_case: false,
+        });
+        let selection = Selection {
+            look_up,
+            columns: Some(selection.columns),
+            limit: selection.limit,
+        };
+        let rows = self
+            .queries
+            .peeker
+            .read(self.epoch, relation.to_owned(), selection);
+        let next = async |mut rows: super::peek::RowStream| {
+            let next = rows.next().await.transpose()?;
+            Some((next, rows))
+        };
+        futures::stream::unfold(rows, next).boxed()
+    }
+
+    fn progress(&self) -> BoxFuture<'static, Result<Vec<Progress>, ReadError>> {
+        let peeker = self.queries.peeker.clone();
+        Box::pin(async move {
+            let (complete, now) = (peeker.progress().await?, now_ms());
+            let rows = complete.into_iter();
+            let rows = rows.map(|(relation, epoch)| Progress {
+                relation,
+                epoch,
+                lag_ms: now.saturating_sub(epoch),
+            });
+            Ok(rows.collect())
+        })
     }
 }

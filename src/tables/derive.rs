@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_millis(50);
 /// If the model cannot be used.
 pub(crate) fn process(plan: &Plan, runtime: &Runtime) -> anyhow::Result<Arc<Process>> {
     let alone = Plan {
-        listen: None,
+        server: None,
         cluster: ClusterPlan {
             workers: 1,
             ..ClusterPlan::default()

@@ -11,6 +11,7 @@
     reason = "a test that cannot go on should fail there"
 )]
 
+mod follow;
 mod recompute;
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +39,7 @@ use dataflows::record::{Record, Timestamp};
 use proptest::prelude::*;
 use timely::worker::Worker;
 
+use follow::Follower;
 use recompute::{FINGERPRINT, Relations, predict, recompute};
 
 /// Partitions of the source; a key always lies in the same one.
@@ -321,6 +323,7 @@ fn work(
         .dataflow::<Epoch, _, _>(|scope| mentions::build(scope, &mut environment, &settings))
         .unwrap();
     feeds[0].restore();
+    let mut follower = Follower::default();
     let intake = &mut intakes[0].1;
     for step in steps {
         let mut moved = Vec::new();
@@ -353,9 +356,9 @@ fn work(
             worker.step_or_park(Some(Duration::from_millis(1)));
         }
         for index in &mut indexes {
-            let rows = index.read(step.epoch, None).unwrap();
+            let rows = follower.read(&mut **index, step.epoch);
             seen.send((step.epoch, index.relation(), rows)).unwrap();
-            index.compact(step.epoch);
+            index.compact(step.epoch, step.epoch);
         }
     }
     match end {
@@ -396,7 +399,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
             history: Duration::ZERO,
         }),
         checkpoint_interval_ms: INTERVAL,
-        listen: None,
+        server: None,
         cluster: ClusterPlan {
             workers,
             process: 0,

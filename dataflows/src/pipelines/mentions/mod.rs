@@ -73,7 +73,7 @@ record! { "silver";
     }
 }
 
-record! { "gold";
+record! { "gold", by mention;
     /// One mention in one tweet, with what the model says of the tweet.
     pub struct Gold {
         /// The tweet's key.
@@ -376,6 +376,28 @@ impl Polarity {
             Self::Neutral => "neutral",
             Self::Positive => "positive",
         }
+    }
+}
+
+/// The columns of `mention_sentiment` that count rows of gold.
+pub const COUNTS: [&str; 7] = [
+    "negative",
+    "neutral",
+    "positive",
+    "total",
+    "predicted_negative",
+    "predicted_neutral",
+    "predicted_positive",
+];
+
+/// Whether a row of gold is one of those that a column of [`COUNTS`] counts.
+pub fn counts(column: &str, row: &Gold) -> bool {
+    let given = row.sentiment.as_deref().and_then(polarity);
+    let predicted = polarity(&row.predicted_sentiment);
+    match column.strip_prefix("predicted_") {
+        Some(name) => predicted.is_some_and(|polarity| polarity.name() == name),
+        None if column == "total" => given.is_some(),
+        None => given.is_some_and(|polarity| polarity.name() == column),
     }
 }
 

@@ -1,0 +1,644 @@
+//! PostgreSQL's protocol: `psql`, drivers and tools read the relations as tables.
+//!
+//! Each connection has a session of its own, and each statement reads one epoch. Nothing can be changed:
+//! [`Guard`] sees every statement first and lets through what reads, so that no part of the engine behind
+//! it is asked to write a table, a file or another session's settings.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use datafusion::common::{DFSchema, ParamValues};
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser;
+use datafusion::sql::sqlparser::ast::{Set, Statement};
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
+use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
+use datafusion_postgres::hooks::cursor::CursorStatementHook;
+use datafusion_postgres::hooks::set_show::SetShowHook;
+use datafusion_postgres::hooks::transactions::TransactionStatementHook;
+use datafusion_postgres::hooks::{HookClient, QueryHook};
+use datafusion_postgres::{DfSessionService, Parser};
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, Sink, StreamExt};
+use pgwire::api::auth::noop::NoopStartupHandler;
+use pgwire::api::auth::sasl::SASLAuthStartupHandler;
+use pgwire::api::auth::sasl::scram::{SCRAM_ITERATIONS, ScramAuth, gen_salted_password};
+use pgwire::api::auth::{
+    AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler,
+};
+use pgwire::api::cancel::CancelHandler;
+use pgwire::api::portal::Portal;
+use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
+use pgwire::api::results::{QueryResponse, Response, Tag};
+use pgwire::api::store::PortalStore;
+use pgwire::api::{ClientInfo, ClientPortalStore, PgWireServerHandlers};
+use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
+use pgwire::messages::cancel::CancelRequest;
+use pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
+use pgwire::tokio::process_socket;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use crate::live::Current;
+use crate::session::{self, CATALOG};
+use crate::{Limits, QueryError, Snapshots, codes};
+
+/// Connections at one time.
+const MOST_CONNECTIONS: usize = 100;
+
+/// Rows between two looks at whether a statement should end.
+const ROWS_BETWEEN_LOOKS: usize = 1_000;
+
+/// Who may connect, and how.
+#[derive(Clone)]
+pub struct Access {
+    users: Option<Arc<Users>>,
+    encryption: Option<TlsAcceptor>,
+}
+
+impl Access {
+    /// Access for users with passwords, or for everyone if there are none; encrypted, and then in no
+    /// other way, or in the clear.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn new(
+        users: Vec<(String, String)>,
+        encryption: Option<TlsAcceptor>,
+    ) -> Result<Self, getrandom::Error> {
+        let known = (!users.is_empty()).then(|| Users::new(users)).transpose()?;
+        Ok(Self {
+            users: known.map(Arc::new),
+            encryption,
+        })
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Access")
+    }
+}
+
+/// Serves connections until the process ends.
+pub async fn serve(
+    listener: TcpListener,
+    access: Access,
+    limits: Limits,
+    snapshots: Arc<dyn Snapshots>,
+) {
+    let cancels = Arc::<Cancels>::default();
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let (socket, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, as a rule: others will be closed.
+                tracing::warn!(%error, "a PostgreSQL connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let connection = Connection::new(&access, limits, &snapshots, &cancels, &places);
+        let encryption = access.encryption.clone();
+        tokio::spawn(async move {
+            let connection = match connection {
+                Ok(connection) => connection,
+                Err(error) => {
+                    return tracing::error!(%error, "a PostgreSQL session could not be made");
+                }
+            };
+            if let Err(error) = process_socket(socket, encryption, Arc::new(connection)).await {
+                tracing::debug!(%error, %client, "a PostgreSQL connection broke");
+            }
+        });
+    }
+}
+
+/// All that one connection has to itself.
+struct Connection {
+    statements: Arc<Statements>,
+    startup: Arc<Startup>,
+    cancels: Arc<Cancels>,
+}
+
+impl Connection {
+    fn new(
+        access: &Access,
+        limits: Limits,
+        snapshots: &Arc<dyn Snapshots>,
+        cancels: &Arc<Cancels>,
+        places: &Arc<Semaphore>,
+    ) -> Result<Self, QueryError> {
+        let current = Arc::<Current>::default();
+        let context = session::session(snapshots.relations(), &current, limits)?;
+        setup_pg_catalog(&context, CATALOG, EmptyContextProvider).map_err(|error| *error)?;
+        let guard = Guard {
+            snapshots: Arc::clone(snapshots),
+            current,
+        };
+        let hooks: Vec<Arc<dyn QueryHook>> = vec![
+            Arc::new(guard),
+            Arc::new(CursorStatementHook),
+            Arc::new(SetShowHook),
+            Arc::new(TransactionStatementHook),
+        ];
+        let service = DfSessionService::new_with_hooks(Arc::new(context), hooks);
+        let scram = access.users.as_ref().map(|users| {
+            let users = Arc::new(KnownUsers(Arc::clone(users)));
+            let parameters = Arc::new(parameters());
+            SASLAuthStartupHandler::new(parameters).with_scram(ScramAuth::new(users))
+        });
+        Ok(Self {
+            statements: Arc::new(Statements {
+                service,
+                most_time: limits.time,
+                cancels: Arc::clone(cancels),
+                registered: Mutex::default(),
+            }),
+            startup: Arc::new(Startup {
+                scram,
+                encrypted_only: access.encryption.is_some(),
+                place: Arc::clone(places).try_acquire_owned().ok(),
+            }),
+            cancels: Arc::clone(cancels),
+        })
+    }
+}
+
+fn parameters() -> DefaultServerParameterProvider {
+    let mut parameters = DefaultServerParameterProvider::default();
+    parameters.is_superuser = false;
+    parameters.default_transaction_read_only = true;
+    parameters
+}
+
+impl PgWireServerHandlers for Connection {
+    fn simple_query_handler(&self) -> Arc<impl SimpleQueryHandler> {
+        Arc::clone(&self.statements)
+    }
+
+    fn extended_query_handler(&self) -> Arc<impl ExtendedQueryHandler> {
+        Arc::clone(&self.statements)
+    }
+
+    fn startup_handler(&self) -> Arc<impl StartupHandler> {
+        Arc::clone(&self.startup)
+    }
+
+    fn cancel_handler(&self) -> Arc<impl CancelHandler> {
+        Arc::clone(&self.cancels)
+    }
+}
+
+// ---- who may connect -----------------------------------------------------------------------
+
+/// The passwords of users, salted, as SCRAM has them.
+struct Users {
+    by_name: HashMap<String, (Vec<u8>, Vec<u8>)>,
+    /// From which the salts of users are made that do not exist, so that asking does not tell who does.
+    secret: [u8; 16],
+}
+
+impl Users {
+    fn new(users: Vec<(String, String)>) -> Result<Self, getrandom::Error> {
+        let random = || {
+            let mut bytes = [0; 16];
+            getrandom::fill(&mut bytes).map(|()| bytes)
+        };
+        let mut by_name = HashMap::new();
+        for (name, password) in users {
+            let salt = random()?;
+            let salted = gen_salted_password(&password, &salt, SCRAM_ITERATIONS);
+            by_name.insert(name, (salt.to_vec(), salted));
+        }
+        let secret = random()?;
+        Ok(Self { by_name, secret })
+    }
+}
+
+impl fmt::Debug for KnownUsers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("KnownUsers")
+    }
+}
+
+struct KnownUsers(Arc<Users>);
+
+#[async_trait]
+impl AuthSource for KnownUsers {
+    async fn get_password(&self, login: &LoginInfo) -> PgWireResult<Password> {
+        let user = login.user().unwrap_or_default();
+        let (salt, salted) = match self.0.by_name.get(user) {
+            Some(known) => known.clone(),
+            None => {
+                let salt = gen_salted_password(user, &self.0.secret, 1)[..16].to_vec();
+                // No password salts to this: it is not known, and differs with each start.
+                let salted = gen_salted_password(user, &self.0.secret, 2);
+                (salt, salted)
+            }
+        };
+        Ok(Password::new(Some(salt), salted))
+    }
+}
+
+struct Startup {
+    /// Asks for a password, if one is needed.
+    scram: Option<SASLAuthStartupHandler<DefaultServerParameterProvider>>,
+    encrypted_only: bool,
+    /// A place among the connections; none if there was none left.
+    place: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+#[async_trait]
+impl StartupHandler for Startup {
+    async fn on_startup<C>(
+        &self,
+        client: &mut C,
+        message: PgWireFrontendMessage,
+    ) -> PgWireResult<()>
+    where
+        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::Error: fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if self.place.is_none() {
+            let message = format!("there are {MOST_CONNECTIONS} connections already");
+            return Err(fatal(codes::TOO_MANY_CONNECTIONS, message));
+        }
+        if self.encrypted_only && !client.is_secure() {
+            let message = "connect with encryption: sslmode=require or stricter";
+            return Err(fatal(codes::INVALID_AUTHORIZATION, message.to_owned()));
+        }
+        match &self.scram {
+            Some(scram) => scram.on_startup(client, message).await,
+            None => StartupHandler::on_startup(&Everyone, client, message).await,
+        }
+    }
+}
+
+/// Lets everyone in.
+struct Everyone;
+
+impl NoopStartupHandler for Everyone {}
+
+// ---- what may be said ----------------------------------------------------------------------
+
+/// Lets through what reads, and chooses the epoch that it reads.
+struct Guard {
+    snapshots: Arc<dyn Snapshots>,
+    current: Arc<Current>,
+}
+
+/// What is to be done with a statement.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    /// It reads relations.
+    Reads,
+    /// It concerns the session alone.
+    Session,
+    /// It clears what drivers keep by name, of which nothing is kept.
+    Clears(&'static str),
+}
+
+fn judge(statement: &Statement) -> Result<Verdict, (&'static str, String)> {
+    match statement {
+        Statement::Query(_) => Ok(Verdict::Reads),
+        Statement::Explain { statement, .. } => judge(statement),
+        Statement::Declare { .. } => Ok(Verdict::Reads),
+        Statement::Set(set) if is_engines(set) => {
+            let message = "the engine's settings are not yours to set".to_owned();
+            Err((codes::INSUFFICIENT_PRIVILEGE, message))
+        }
+        Statement::Set(_)
+        | Statement::ShowVariable { .. }
+        | Statement::ShowTables { .. }
+        | Statement::ShowColumns { .. }
+        | Statement::ExplainTable { .. }
+        | Statement::StartTransaction { .. }
+        | Statement::Commit { .. }
+        | Statement::Rollback { .. }
+        | Statement::Fetch { .. }
+        | Statement::Close { .. } => Ok(Verdict::Session),
+        Statement::Deallocate { .. } => Ok(Verdict::Clears("DEALLOCATE")),
+        Statement::Discard { .. } => Ok(Verdict::Clears("DISCARD ALL")),
+        refused => {
+            let words = refused.to_string();
+            let verb = words.split(' ').next().unwrap_or_default().to_uppercase();
+            let message = format!(
+                "cannot execute {verb}: relations follow their source, and can only be read"
+            );
+            Err((codes::READ_ONLY, message))
+        }
+    }
+}
+
+fn is_engines(set: &Set) -> bool {
+    let text = set.to_string().to_lowercase();
+    text.contains("datafusion.")
+}
+
+impl Guard {
+    /// Chooses the epoch that a statement reads.
+    async fn pin(&self, context: &SessionContext, statement: &Statement) -> PgWireResult<()> {
+        let statement = parser::Statement::Statement(Box::new(statement.clone()));
+        // What cannot be resolved is told better when it is planned.
+        let named = context.state().resolve_table_references(&statement);
+        let named = named.unwrap_or_default().into_iter();
+        let named = named.map(|name| name.table().to_owned()).collect();
+        let relations = self.snapshots.pin(named).await;
+        let relations = relations.map_err(|error| told(&QueryError::Read(error)))?;
+        self.current.set(relations);
+        Ok(())
+    }
+
+    async fn before(
+        &self,
+        context: &SessionContext,
+        statement: &Statement,
+    ) -> Option<PgWireResult<Response>> {
+        match judge(statement) {
+            Ok(Verdict::Reads) => self.pin(context, statement).await.err().map(Err),
+            Ok(Verdict::Session) => None,
+            Ok(Verdict::Clears(tag)) => Some(Ok(Response::Execution(Tag::new(tag)))),
+            Err((code, message)) => Some(Err(refusal(code, message))),
+        }
+    }
+}
+
+#[async_trait]
+impl QueryHook for Guard {
+    async fn handle_simple_query(
+        &self,
+        statement: &Statement,
+        context: &SessionContext,
+        _: &mut dyn HookClient,
+    ) -> Option<PgWireResult<Response>> {
+        self.before(context, statement).await
+    }
+
+    async fn handle_extended_parse_query(
+        &self,
+        statement: &Statement,
+        _: &SessionContext,
+        _: &(dyn ClientInfo + Send + Sync),
+    ) -> Option<PgWireResult<LogicalPlan>> {
+        match judge(statement) {
+            Ok(Verdict::Clears(_)) => Some(Ok(LogicalPlan::EmptyRelation(EmptyRelation {
+                produce_one_row: false,
+                schema: Arc::new(DFSchema::empty()),
+            }))),
+            Ok(_) => None,
+            Err((code, message)) => Some(Err(refusal(code, message))),
+        }
+    }
+
+    async fn handle_extended_query(
+        &self,
+        statement: &Statement,
+        _: &LogicalPlan,
+        _: &ParamValues,
+        context: &SessionContext,
+        _: &mut dyn HookClient,
+    ) -> Option<PgWireResult<Response>> {
+        self.before(context, statement).await
+    }
+}
+
+// ---- what is answered ----------------------------------------------------------------------
+
+/// Answers statements, each within its time and until it is cancelled.
+struct Statements {
+    service: DfSessionService,
+    most_time: Duration,
+    cancels: Arc<Cancels>,
+    registered: Mutex<Option<Registered>>,
+}
+
+/// Resolves when a statement should end, to the reason.
+type Ending = Shared<BoxFuture<'static, &'static str>>;
+
+impl Statements {
+    fn ending<C: ClientInfo>(&self, client: &C) -> Ending {
+        let asked = datafusion_postgres_timeout(client);
+        let time = asked.map_or(self.most_time, |asked| asked.min(self.most_time));
+        let until = Instant::now() + time;
+        let mut cancelled = self.cancelled(client);
+        async move {
+            let cancelled = async {
+                // The sender lives as long as the connection.
+                let _ = cancelled.changed().await;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => "canceling statement due to statement timeout",
+                () = cancelled => "canceling statement due to user request",
+            }
+        }
+        .boxed()
+        .shared()
+    }
+
+    fn cancelled<C: ClientInfo>(&self, client: &C) -> watch::Receiver<()> {
+        let mut registered = self
+            .registered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let registered = registered.get_or_insert_with(|| {
+            let (pid, secret) = client.pid_and_secret_key();
+            let key = (pid, secret.to_bytes().to_vec());
+            Registered::new(&self.cancels, key)
+        });
+        let mut cancelled = registered.signal.subscribe();
+        cancelled.mark_unchanged();
+        cancelled
+    }
+
+    async fn run<T>(
+        &self,
+        ending: &Ending,
+        answer: impl Future<Output = PgWireResult<T>>,
+    ) -> PgWireResult<T> {
+        tokio::select! {
+            answer = pin!(answer) => answer.map_err(explained),
+            reason = ending.clone() => Err(canceled(reason)),
+        }
+    }
+}
+
+/// The time that a client has set for its statements, where the hook for SET keeps it.
+fn datafusion_postgres_timeout<C: ClientInfo>(client: &C) -> Option<Duration> {
+    let milliseconds = client
+        .metadata()
+        .get("statement_timeout_ms")?
+        .parse()
+        .ok()?;
+    Some(Duration::from_millis(milliseconds))
+}
+
+/// Rows that end when they should.
+fn bounded(response: Response, mut ending: Ending) -> Response {
+    let Response::Query(mut answer) = response else {
+        return response;
+    };
+    let tag = answer.command_tag().to_owned();
+    let fields = answer.row_schema();
+    let mut rows = std::mem::replace(answer.data_rows(), futures::stream::empty().boxed());
+    let (mut given, mut ended) = (0_usize, false);
+    let bounded = futures::stream::poll_fn(move |context| {
+        if ended {
+            return Poll::Ready(None);
+        }
+        let next = rows.poll_next_unpin(context);
+        given += 1;
+        if (next.is_pending() || given.is_multiple_of(ROWS_BETWEEN_LOOKS))
+            && let Poll::Ready(reason) = ending.poll_unpin(context)
+        {
+            ended = true;
+            return Poll::Ready(Some(Err(canceled(reason))));
+        }
+        next.map(|row| row.map(|row| row.map_err(explained)))
+    });
+    let mut answer = QueryResponse::new(fields, bounded);
+    answer.set_command_tag(&tag);
+    Response::Query(answer)
+}
+
+#[async_trait]
+impl SimpleQueryHandler for Statements {
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let ending = self.ending(client);
+        let answers = SimpleQueryHandler::do_query(&self.service, client, query);
+        let answers = self.run(&ending, answers).await?;
+        let bound = |answer| bounded(answer, ending.clone());
+        Ok(answers.into_iter().map(bound).collect())
+    }
+}
+
+#[async_trait]
+impl ExtendedQueryHandler for Statements {
+    type Statement = <DfSessionService as ExtendedQueryHandler>::Statement;
+    type QueryParser = Parser;
+
+    fn query_parser(&self) -> Arc<Self::QueryParser> {
+        self.service.query_parser()
+    }
+
+    async fn do_query<C>(
+        &self,
+        client: &mut C,
+        portal: &Portal<Self::Statement>,
+        most_rows: usize,
+    ) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let ending = self.ending(client);
+        let answer = ExtendedQueryHandler::do_query(&self.service, client, portal, most_rows);
+        let answer = self.run(&ending, answer).await?;
+        Ok(bounded(answer, ending))
+    }
+}
+
+/// The connections whose statements can be cancelled, by what their clients were told at the start.
+#[derive(Default)]
+struct Cancels(Mutex<HashMap<ConnectionKey, watch::Sender<()>>>);
+
+type ConnectionKey = (i32, Vec<u8>);
+
+#[async_trait]
+impl CancelHandler for Cancels {
+    async fn on_cancel_request(&self, request: CancelRequest) {
+        let key = (request.pid, request.secret_key.to_bytes().to_vec());
+        let connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signal) = connections.get(&key) {
+            signal.send_replace(());
+        }
+    }
+}
+
+/// A connection's place among those.
+struct Registered {
+    signal: watch::Sender<()>,
+    key: ConnectionKey,
+    cancels: Arc<Cancels>,
+}
+
+impl Registered {
+    fn new(cancels: &Arc<Cancels>, key: ConnectionKey) -> Self {
+        let signal = watch::Sender::new(());
+        let mut connections = cancels.0.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.insert(key.clone(), signal.clone());
+        let cancels = Arc::clone(cancels);
+        Self {
+            signal,
+            key,
+            cancels,
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut connections = self
+            .cancels
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.remove(&self.key);
+    }
+}
+
+// ---- what went wrong -----------------------------------------------------------------------
+
+fn refusal(code: &str, message: String) -> PgWireError {
+    let error = ErrorInfo::new("ERROR".to_owned(), code.to_owned(), message);
+    PgWireError::UserError(Box::new(error))
+}
+
+fn canceled(reason: &str) -> PgWireError {
+    refusal(codes::QUERY_CANCELED, reason.to_owned())
+}
+
+fn fatal(code: &str, message: String) -> PgWireError {
+    let error = ErrorInfo::new("FATAL".to_owned(), code.to_owned(), message);
+    PgWireError::UserError(Box::new(error))
+}
+
+fn told(error: &QueryError) -> PgWireError {
+    refusal(error.code(), error.to_string())
+}
+
+/// An error of the engine, with the code that clients go by.
+fn explained(error: PgWireError) -> PgWireError {
+    match error {
+        PgWireError::ApiError(error) => {
+            match error.downcast::<datafusion::error::DataFusionError>() {
+                Ok(error) => told(&QueryError::from(*error)),
+                Err(error) => {
+                    match error.downcast::<datafusion::sql::sqlparser::parser::ParserError>() {
+                        Ok(error) => refusal(codes::SYNTAX_ERROR, error.to_string()),
+                        Err(error) => PgWireError::ApiError(error),
+                    }
+                }
+            }
+        }
+        other => other,
+    }
+}
