@@ -29,6 +29,7 @@ pub mod plan;
 pub mod progress;
 pub mod query;
 pub mod schemas;
+pub mod stages;
 pub mod status;
 pub mod tables;
 pub mod wire;

@@ -14,7 +14,7 @@ use timely::worker::Worker;
 use crate::ingest::Ingest;
 use crate::query::peek::{Answering, Asks, Order};
 use crate::wire::{Process, Reading};
-use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms};
+use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms, stages};
 
 /// How long a worker sleeps when nothing is to be done; whatever brings work wakes it.
 const REST: Duration = Duration::from_millis(50);
@@ -43,6 +43,9 @@ pub fn run(worker: &mut Worker, process: &Arc<Process>, asks: Option<Asks>) {
         );
     }
     let first_of_process = asks.is_some();
+    if process.plan().server.is_some() {
+        stages::watch(worker, process);
+    }
     let started = Instant::now();
     let Built {
         intakes,
