@@ -1,12 +1,14 @@
 //! What the user typed.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use connectors::delta::TableError;
+use dataflows::pipelines::mentions::COUNTS;
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -16,8 +18,9 @@ use crate::cluster::{self, RunError, Running};
 use crate::launch::{self, Launch};
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
+use crate::query::client::Server;
 use crate::tables::{self, Order};
-use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, query};
+use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, monitor, query};
 
 /// Keeps scores and counts true while the data underneath them changes.
 #[derive(Debug, Parser)]
@@ -59,6 +62,15 @@ enum Command {
     },
     /// Ask a running Assay, in SQL.
     Query(Query),
+    /// Print a relation's rows, and then each change to them, until ctrl-C.
+    Subscribe(Subscribe),
+    /// Show the rows behind a number.
+    Explain(Explain),
+    /// Watch a running Assay's stages at work.
+    #[command(
+        after_help = "On a terminal a table that is painted again each second; elsewhere a line every ten seconds."
+    )]
+    Monitor(Asking),
     /// Show what changed in a relation between two epochs or times.
     Diff(Diff),
     /// Pause a running Assay's source, read on, or tell how it is.
@@ -179,15 +191,64 @@ struct Diff {
     asking: Asking,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay subscribe accuracy
+  assay subscribe mention_sentiment --where \"mention = 'united'\"
+  assay subscribe rejects --json | jq .row.reason
+
+Each line is an epoch, how many more or fewer of a row there are, and the row. First come the rows as they are.")]
+struct Subscribe {
+    /// The relation.
+    relation: String,
+    /// Only rows for which a condition holds, as in SQL.
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  assay explain mention_sentiment --mention united --column negative")]
+struct Explain {
+    /// The relation.
+    #[arg(value_parser = ["mention_sentiment"])]
+    relation: String,
+    /// Who is mentioned.
+    #[arg(long)]
+    mention: String,
+    /// The number's column.
+    #[arg(long, value_parser = COUNTS)]
+    column: String,
+    /// How many rows to show, the newest first.
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    #[command(flatten)]
+    asking: Asking,
+}
+
 /// Whom to ask, and how to show the answer.
 #[derive(Debug, Args)]
 struct Asking {
     /// Where Assay answers.
     #[arg(long, env = "ASSAY_SERVER", default_value = "http://127.0.0.1:8080")]
     server: String,
+    /// The token to show, where tokens are asked for.
+    #[arg(long, env = "ASSAY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
+}
+
+impl Asking {
+    fn server(&self) -> Server {
+        Server {
+            url: self.server.clone(),
+            token: self.token.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -363,12 +424,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             print!("{}", config::TEMPLATE);
             Ok(())
         }
-        Command::Query(query) => show(&query.asking, |server| {
-            query::client::ask(server, &query.sql, query.at)
-        }),
+        Command::Query(query) => show(&query.asking, |server| server.ask(&query.sql, query.at)),
+        Command::Subscribe(subscribe) => follow_changes(&subscribe),
+        Command::Explain(explain) => show_explained(&explain),
+        Command::Monitor(asking) => monitor::run(&asking.server(), asking.json)
+            .with_context(|| format!("cannot ask {}", asking.server)),
         Command::Diff(diff) => show(&diff.asking, |server| {
-            query::client::diff(
-                server,
+            server.diff(
                 &diff.relation,
                 diff.from,
                 diff.to.unwrap_or(query::past::NEWEST),
@@ -442,12 +504,10 @@ fn follow(running: Running) {
 }
 
 fn steer_source(order: &str, asking: &Asking) -> anyhow::Result<()> {
-    let server = &asking.server;
-    let answer = match order {
-        "status" => query::client::source(server),
-        order => query::client::order_source(server, order),
-    };
-    let answer = answer.with_context(|| format!("cannot ask {server}"))?;
+    let answer = answer(asking, |server| match order {
+        "status" => server.source(),
+        order => server.order_source(order),
+    })?;
     match (order, asking.json) {
         ("status", false) => print!("{}", query::client::source_table(&answer)),
         (_, true) => println!("{answer}"),
@@ -458,14 +518,70 @@ fn steer_source(order: &str, asking: &Asking) -> anyhow::Result<()> {
 
 fn look_at_rejects(order: &str, asking: &Asking) -> anyhow::Result<()> {
     if order == "list" {
-        return show(asking, |server| query::client::ask(server, REJECTS, None));
+        return show(asking, |server| server.ask(REJECTS, None));
     }
-    let server = &asking.server;
-    let answer = query::client::retry_rejects(server);
-    let answer = answer.with_context(|| format!("cannot ask {server}"))?;
+    let answer = answer(asking, Server::retry_rejects)?;
     match asking.json {
         true => println!("{answer}"),
         false => println!("what could not be used is tried again"),
+    }
+    Ok(())
+}
+
+fn follow_changes(subscribe: &Subscribe) -> anyhow::Result<()> {
+    let asking = &subscribe.asking;
+    let print = |name: &str, data: Value| print_changes(name, &data, asking.json);
+    let condition = subscribe.condition.as_deref();
+    let followed = asking
+        .server()
+        .follow(&subscribe.relation, condition, print);
+    match followed {
+        // Whoever reads what is printed has had enough, as of `| head`.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        followed => followed.with_context(|| format!("cannot follow at {}", asking.server)),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn print_changes(name: &str, data: &Value, as_json: bool) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    let mut print = |epoch: &Value, diff: &Value, row: &Value| match as_json {
+        true => writeln!(
+            output,
+            "{{\"epoch\":{epoch},\"diff\":{diff},\"row\":{row}}}"
+        ),
+        false => writeln!(output, "{epoch}  {:>+3}  {row}", diff.as_i64().unwrap_or(0)),
+    };
+    let list = |list: &str| data[list].as_array().cloned().unwrap_or_default();
+    match name {
+        "snapshot" => {
+            for row in list("rows") {
+                print(&data["epoch"], &Value::from(1), &row)?;
+            }
+        }
+        "changes" => {
+            for change in list("changes") {
+                print(&change["epoch"], &change["diff"], &change["row"])?;
+            }
+        }
+        _ => bail!("{}", data["reason"].as_str().unwrap_or("the changes end")),
+    }
+    Ok(output.flush()?)
+}
+
+fn show_explained(explain: &Explain) -> anyhow::Result<()> {
+    let asking = &explain.asking;
+    let (relation, mention, column) = (&explain.relation, &explain.mention, &explain.column);
+    let answer = answer(asking, |server| {
+        server.explain(relation, mention, column, explain.limit)
+    })?;
+    match asking.json {
+        true => println!("{answer}"),
+        false => print!("{}", query::client::explained(&answer)),
     }
     Ok(())
 }
@@ -475,15 +591,21 @@ const REJECTS: &str = "select stage, reason, count(*) as rejects, min(position) 
                        max(first_seen) as last_seen from rejects group by stage, reason \
                        order by rejects desc, stage, reason limit 100";
 
-/// Prints a server's answer.
-fn show(
+/// A server's answer, unless it is an error.
+fn answer(
     asking: &Asking,
-    ask: impl FnOnce(&str) -> anyhow::Result<serde_json::Value>,
-) -> anyhow::Result<()> {
-    let answer = ask(&asking.server).with_context(|| format!("cannot ask {}", asking.server))?;
-    if let Some(error) = answer.get("error").and_then(|error| error.as_str()) {
-        bail!("{error}");
+    ask: impl FnOnce(&Server) -> anyhow::Result<Value>,
+) -> anyhow::Result<Value> {
+    let answer = ask(&asking.server()).with_context(|| format!("cannot ask {}", asking.server))?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => bail!("{error}"),
+        None => Ok(answer),
     }
+}
+
+/// Prints a server's answer.
+fn show(asking: &Asking, ask: impl FnOnce(&Server) -> anyhow::Result<Value>) -> anyhow::Result<()> {
+    let answer = answer(asking, ask)?;
     if asking.json {
         println!("{answer}");
     } else {

@@ -22,7 +22,10 @@ pub fn watch(worker: &Worker, process: &Arc<Process>) {
     let mut operators = Operators::default();
     let process = Arc::clone(process);
     registry.insert::<TimelyEventBuilder, _>("timely", move |_, events| {
-        let events = events.as_mut().into_iter().flat_map(|events| events.drain(..));
+        let events = events
+            .as_mut()
+            .into_iter()
+            .flat_map(|events| events.drain(..));
         for (time, event) in events {
             if let Some((relation, spent)) = operators.hear(time, event)
                 && let Some(stage) = process.progress().stage(relation)
@@ -50,7 +53,9 @@ impl Operators {
             // Operators inside others are counted with those: an address is a path of numbers.
             TimelyEvent::Operates(operator) if operator.addr.len() == 2 => {
                 self.unassigned.push(operator.id);
-                let arranged = RELATIONS.iter().find(|name| operator.name.ends_with(**name));
+                let arranged = RELATIONS
+                    .iter()
+                    .find(|name| operator.name.ends_with(**name));
                 if let Some(relation) = arranged {
                     let of_stage = self.unassigned.drain(..);
                     self.stages.extend(of_stage.map(|id| (id, *relation)));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use assay::generate::tweets::{GeneratedTweet, TweetGenerator};
-use assay::query::client;
+use assay::query::client::Server;
 use clap::Args;
 
 use crate::cost::{NOW, PEAK, memory_mib};
@@ -121,7 +121,8 @@ impl Running {
     }
 
     fn number(&self, sql: &str) -> anyhow::Result<u64> {
-        let answer = client::ask(&format!("http://{}", self.address), sql, None)?;
+        let url = format!("http://{}", self.address);
+        let answer = Server { url, token: None }.ask(sql, None)?;
         let row = answer["rows"][0].as_object().context("no row")?;
         let number = row.values().next().and_then(|n| n.as_u64());
         number.context("no number")

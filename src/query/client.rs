@@ -1,58 +1,210 @@
 //! The other side of [`super::http`]: asks a running Assay, and shows its answer as a table.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-/// How long an answer may take.
+/// How long an answer may take, and how long a server may be silent that tells of changes.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks a server a query, now or as of an earlier epoch; returns its answer, which may be an `error`.
-///
-/// # Errors
-/// If the server cannot be reached or does not speak as Assay does.
-pub fn ask(server: &str, query: &str, at: Option<u64>) -> anyhow::Result<Value> {
-    let at = at.map_or(String::new(), |epoch| format!("?at={epoch}"));
-    request(server, &format!("POST /v1/sql{at}"), query)
+/// A server that is asked.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it is, such as `http://127.0.0.1:8080`.
+    pub url: String,
+    /// What lets the asker in, if the server wants to see something.
+    pub token: Option<String>,
 }
 
-/// Asks a server what changed in a relation between two epochs.
-///
-/// # Errors
-/// The same.
-pub fn diff(server: &str, relation: &str, from: u64, to: u64) -> anyhow::Result<Value> {
-    let path = format!("/v1/relations/{relation}/diff?from={from}&to={to}");
-    request(server, &format!("GET {path}"), "")
+impl Server {
+    /// Asks a query, now or as of an earlier epoch; returns the answer, which may be an `error`.
+    ///
+    /// # Errors
+    /// If the server cannot be reached or does not speak as Assay does.
+    pub fn ask(&self, query: &str, at: Option<u64>) -> anyhow::Result<Value> {
+        let at = at.map_or(String::new(), |epoch| format!("?at={epoch}"));
+        self.request(&format!("POST /v1/sql{at}"), query)
+    }
+
+    /// Asks what changed in a relation between two epochs.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn diff(&self, relation: &str, from: u64, to: u64) -> anyhow::Result<Value> {
+        let path = format!(
+            "/v1/relations/{}/diff?from={from}&to={to}",
+            encoded(relation)
+        );
+        self.request(&format!("GET {path}"), "")
+    }
+
+    /// Asks for the rows behind a number.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn explain(
+        &self,
+        relation: &str,
+        mention: &str,
+        column: &str,
+        limit: usize,
+    ) -> anyhow::Result<Value> {
+        let [relation, mention, column] = [relation, mention, column].map(encoded);
+        let asked = format!("mention={mention}&column={column}&limit={limit}");
+        self.request(&format!("GET /v1/explain/{relation}?{asked}"), "")
+    }
+
+    /// Tells what to do with the source: `pause` or `resume`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn order_source(&self, order: &str) -> anyhow::Result<Value> {
+        self.request(&format!("POST /v1/source/{order}"), "")
+    }
+
+    /// Has what could not be used tried again.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn retry_rejects(&self) -> anyhow::Result<Value> {
+        self.request("POST /v1/rejects/retry", "")
+    }
+
+    /// Asks about the source.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn source(&self) -> anyhow::Result<Value> {
+        self.request("GET /v1/source", "")
+    }
+
+    /// Asks what each process tells of itself.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        self.request("GET /v1/status", "")
+    }
+
+    /// Follows a relation: hands over each event's name and data until told to end, or the server ends.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, refuses or falls silent.
+    pub fn follow(
+        &self,
+        relation: &str,
+        condition: Option<&str>,
+        mut event: impl FnMut(&str, Value) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let condition = condition.map_or(String::new(), |text| format!("?where={}", encoded(text)));
+        let path = format!("/v1/relations/{}/changes{condition}", encoded(relation));
+        let mut answer = BufReader::new(self.send(&format!("GET {path}"), "")?);
+        let status = lines_of_head(&mut answer)?;
+        if !status.contains(" 200 ") {
+            let mut body = String::new();
+            answer.read_to_string(&mut body)?;
+            let body: Value = serde_json::from_str(&body).unwrap_or_default();
+            bail!("{}", body["error"].as_str().unwrap_or(&status));
+        }
+        let mut name = String::new();
+        for line in answer.lines() {
+            let line = line.context("the server has fallen silent")?;
+            if let Some(of_event) = line.strip_prefix("event: ") {
+                of_event.clone_into(&mut name);
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                let data = serde_json::from_str(data).context("the answer is not Assay's")?;
+                event(&name, data)?;
+            }
+        }
+        bail!("the server has closed the connection")
+    }
+
+    fn request(&self, what: &str, body: &str) -> anyhow::Result<Value> {
+        let mut answer = String::new();
+        self.send(what, body)?.read_to_string(&mut answer)?;
+        let (_, body) = answer
+            .split_once("\r\n\r\n")
+            .context("the answer is not HTTP")?;
+        serde_json::from_str(body).context("the answer is not Assay's")
+    }
+
+    fn send(&self, what: &str, body: &str) -> anyhow::Result<TcpStream> {
+        let Some(address) = self.url.strip_prefix("http://") else {
+            bail!("write the server as \"http://127.0.0.1:8080\"");
+        };
+        let address = address.trim_end_matches('/');
+        let token = match &self.token {
+            // A line break would begin another header.
+            Some(token) if token.chars().any(char::is_control) => {
+                bail!("a token has no control characters")
+            }
+            Some(token) => format!("Authorization: Bearer {token}\r\n"),
+            None => String::new(),
+        };
+        let mut stream = TcpStream::connect(address).context("is Assay running there?")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        // HTTP/1.0 without keep-alive: the answer ends where the connection does.
+        write!(
+            stream,
+            "{what} HTTP/1.0\r\nHost: {address}\r\n{token}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        Ok(stream)
+    }
 }
 
-/// Tells a server what to do with its source: `pause` or `resume`.
-///
-/// # Errors
-/// The same.
-pub fn order_source(server: &str, order: &str) -> anyhow::Result<Value> {
-    request(server, &format!("POST /v1/source/{order}"), "")
+/// Reads an answer's head; returns its first line.
+fn lines_of_head(answer: &mut impl BufRead) -> anyhow::Result<String> {
+    let mut first = String::new();
+    answer.read_line(&mut first)?;
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if answer.read_line(&mut line)? == 0 {
+            bail!("the answer is not HTTP");
+        }
+        if line.trim_end().is_empty() {
+            return Ok(first.trim_end().to_owned());
+        }
+    }
 }
 
-/// Has a server try again what could not be used.
-///
-/// # Errors
-/// The same.
-pub fn retry_rejects(server: &str) -> anyhow::Result<Value> {
-    request(server, "POST /v1/rejects/retry", "")
+/// A text as part of a URL.
+fn encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-/// Asks a server about its source.
-///
-/// # Errors
-/// The same.
-pub fn source(server: &str) -> anyhow::Result<Value> {
-    request(server, "GET /v1/source", "")
+/// What [`Server::explain`] answered, for people.
+pub fn explained(answer: &Value) -> String {
+    let columns = [
+        "timestamp",
+        "user",
+        "text",
+        "sentiment",
+        "predicted_sentiment",
+        "source_file",
+    ];
+    let rows = answer["rows"].as_array().map_or(&[][..], Vec::as_slice);
+    let shown = |row: &Value| columns.iter().map(|column| text(&row[column])).collect();
+    let rows: Vec<_> = rows.iter().map(shown).collect();
+    let columns = columns.map(str::to_owned);
+    let (count, value) = (&answer["count"], &answer["value"]);
+    let (mention, column, epoch) = (
+        text(&answer["mention"]),
+        text(&answer["column"]),
+        &answer["epoch"],
+    );
+    format!(
+        "{}({} of {count} rows; {column} of {mention} is {value}, epoch {epoch})\n",
+        grid(&columns, &rows),
+        rows.len(),
+    )
 }
 
-/// What [`source`] answered, for people.
+/// What [`Server::source`] answered, for people.
 pub fn source_table(answer: &Value) -> String {
     let partitions = answer["partitions"]
         .as_array()
@@ -68,27 +220,6 @@ pub fn source_table(answer: &Value) -> String {
         "{}the source is {state}\n",
         grid(&columns, &rows.collect::<Vec<_>>())
     )
-}
-
-fn request(server: &str, what: &str, body: &str) -> anyhow::Result<Value> {
-    let Some(address) = server.strip_prefix("http://") else {
-        bail!("write the server as \"http://127.0.0.1:8080\"");
-    };
-    let address = address.trim_end_matches('/');
-    let mut stream = TcpStream::connect(address).context("is Assay running there?")?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    // HTTP/1.0 without keep-alive: the answer ends where the connection does.
-    write!(
-        stream,
-        "{what} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer
-        .split_once("\r\n\r\n")
-        .context("the answer is not HTTP")?;
-    serde_json::from_str(body).context("the answer is not Assay's")
 }
 
 /// An answer as a table for people, with its epoch and number of rows below.
@@ -170,7 +301,11 @@ mod tests {
 
     #[test]
     fn a_server_that_is_not_there_is_told() {
-        let error = ask("http://127.0.0.1:1", "select 1", None).unwrap_err();
+        let server = Server {
+            url: "http://127.0.0.1:1".to_owned(),
+            token: None,
+        };
+        let error = server.ask("select 1", None).unwrap_err();
         assert!(
             error.to_string().contains("is Assay running there?"),
             "{error}"

@@ -151,6 +151,11 @@ impl Running {
         self.child.id()
     }
 
+    /// The port at which it answers over HTTP.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn sql(&self, sql: &str) -> Vec<Value> {
         self.answer(sql)["rows"].as_array().unwrap().clone()
     }

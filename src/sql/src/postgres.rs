@@ -12,11 +12,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::common::{DFSchema, ParamValues};
+use datafusion::common::{DFSchema, DataFusionError, ParamValues};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser;
 use datafusion::sql::sqlparser::ast::{Set, Statement};
+use datafusion_postgres::arrow_pg::datatypes::df;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
 use datafusion_postgres::hooks::cursor::CursorStatementHook;
@@ -33,15 +34,17 @@ use pgwire::api::auth::{
     AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler,
 };
 use pgwire::api::cancel::CancelHandler;
-use pgwire::api::portal::Portal;
+use pgwire::api::portal::{Format, Portal};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use pgwire::api::results::{QueryResponse, Response, Tag};
 use pgwire::api::store::PortalStore;
-use pgwire::api::{ClientInfo, ClientPortalStore, PgWireServerHandlers};
+use pgwire::api::{ClientInfo, ClientPortalStore, ErrorHandler, PgWireServerHandlers};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::cancel::CancelRequest;
+use pgwire::messages::response::TransactionStatus;
 use pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use pgwire::tokio::process_socket;
+use pgwire::types::format::FormatOptions;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -197,6 +200,20 @@ impl PgWireServerHandlers for Connection {
     fn cancel_handler(&self) -> Arc<impl CancelHandler> {
         Arc::clone(&self.cancels)
     }
+
+    fn error_handler(&self) -> Arc<impl ErrorHandler> {
+        Arc::new(Explaining)
+    }
+}
+
+/// Gives errors the codes that clients go by.
+struct Explaining;
+
+impl ErrorHandler for Explaining {
+    fn on_error<C: ClientInfo>(&self, _: &C, error: &mut PgWireError) {
+        let told = std::mem::replace(error, PgWireError::QueryCanceled);
+        *error = explained(told);
+    }
 }
 
 // ---- who may connect -----------------------------------------------------------------------
@@ -303,6 +320,8 @@ struct Guard {
 enum Verdict {
     /// It reads relations.
     Reads,
+    /// It is to read relations by and by, with these queries.
+    Declares(Vec<Statement>),
     /// It concerns the session alone.
     Session,
     /// It clears what drivers keep by name, of which nothing is kept.
@@ -313,7 +332,12 @@ fn judge(statement: &Statement) -> Result<Verdict, (&'static str, String)> {
     match statement {
         Statement::Query(_) => Ok(Verdict::Reads),
         Statement::Explain { statement, .. } => judge(statement),
-        Statement::Declare { .. } => Ok(Verdict::Reads),
+        Statement::Declare { stmts } => {
+            let queries = stmts
+                .iter()
+                .filter_map(|declared| declared.for_query.clone());
+            Ok(Verdict::Declares(queries.map(Statement::Query).collect()))
+        }
         Statement::Set(set) if is_engines(set) => {
             let message = "the engine's settings are not yours to set".to_owned();
             Err((codes::INSUFFICIENT_PRIVILEGE, message))
@@ -360,18 +384,57 @@ impl Guard {
         Ok(())
     }
 
-    async fn before(
+    /// Answers a query that came as text.
+    async fn answer(
         &self,
         context: &SessionContext,
         statement: &Statement,
-    ) -> Option<PgWireResult<Response>> {
-        match judge(statement) {
-            Ok(Verdict::Reads) => self.pin(context, statement).await.err().map(Err),
-            Ok(Verdict::Session) => None,
-            Ok(Verdict::Clears(tag)) => Some(Ok(Response::Execution(Tag::new(tag)))),
-            Err((code, message)) => Some(Err(refusal(code, message))),
+        client: &mut dyn HookClient,
+    ) -> PgWireResult<Option<Response>> {
+        if client.transaction_status() == TransactionStatus::Error {
+            // The hook for transactions says so.
+            return Ok(None);
         }
+        self.pin(context, statement).await?;
+        let plan = self.understood(context, statement).await?;
+        let frame = context.execute_logical_plan(plan).await.map_err(engine)?;
+        let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+        let answer = df::encode_dataframe(frame, &Format::UnifiedText, Some(options)).await?;
+        Ok(Some(Response::Query(answer)))
     }
+
+    /// Makes sure of the queries of cursors, which the hook for cursors runs.
+    async fn declare(&self, context: &SessionContext, queries: &[Statement]) -> PgWireResult<()> {
+        for query in queries {
+            self.pin(context, query).await?;
+            self.understood(context, query).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what does more than read, once the engine has understood it: `select into` makes a table.
+    async fn understood(
+        &self,
+        context: &SessionContext,
+        statement: &Statement,
+    ) -> PgWireResult<LogicalPlan> {
+        let statement = parser::Statement::Statement(Box::new(statement.clone()));
+        let plan = context.state().statement_to_plan(statement).await;
+        let plan = plan.map_err(engine)?;
+        reads_alone(&plan)?;
+        Ok(plan)
+    }
+}
+
+/// Refuses a plan that does more than read.
+fn reads_alone(plan: &LogicalPlan) -> PgWireResult<()> {
+    let refused = |error: DataFusionError| refusal(codes::READ_ONLY, error.strip_backtrace());
+    session::READ_ONLY.verify_plan(plan).map_err(refused)
+}
+
+/// An error of the engine, to be [`explained`].
+fn engine(error: DataFusionError) -> PgWireError {
+    PgWireError::ApiError(Box::new(error))
 }
 
 #[async_trait]
@@ -380,9 +443,16 @@ impl QueryHook for Guard {
         &self,
         statement: &Statement,
         context: &SessionContext,
-        _: &mut dyn HookClient,
+        client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.before(context, statement).await
+        let answer = match judge(statement) {
+            Ok(Verdict::Reads) => self.answer(context, statement, client).await,
+            Ok(Verdict::Declares(queries)) => self.declare(context, &queries).await.map(|()| None),
+            Ok(Verdict::Session) => Ok(None),
+            Ok(Verdict::Clears(tag)) => Ok(Some(Response::Execution(Tag::new(tag)))),
+            Err((code, message)) => Err(refusal(code, message)),
+        };
+        answer.transpose()
     }
 
     async fn handle_extended_parse_query(
@@ -404,12 +474,21 @@ impl QueryHook for Guard {
     async fn handle_extended_query(
         &self,
         statement: &Statement,
-        _: &LogicalPlan,
+        plan: &LogicalPlan,
         _: &ParamValues,
         context: &SessionContext,
-        _: &mut dyn HookClient,
+        client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
-        self.before(context, statement).await
+        match judge(statement) {
+            Ok(Verdict::Reads) => {
+                let pinned = match reads_alone(plan) {
+                    Ok(()) => self.pin(context, statement).await,
+                    refused => refused,
+                };
+                pinned.err().map(Err)
+            }
+            _ => self.handle_simple_query(statement, context, client).await,
+        }
     }
 }
 
@@ -467,7 +546,7 @@ impl Statements {
         answer: impl Future<Output = PgWireResult<T>>,
     ) -> PgWireResult<T> {
         tokio::select! {
-            answer = pin!(answer) => answer.map_err(explained),
+            answer = pin!(answer) => answer,
             reason = ending.clone() => Err(canceled(reason)),
         }
     }
@@ -504,7 +583,7 @@ fn bounded(response: Response, mut ending: Ending) -> Response {
             ended = true;
             return Poll::Ready(Some(Err(canceled(reason))));
         }
-        next.map(|row| row.map(|row| row.map_err(explained)))
+        next
     });
     let mut answer = QueryResponse::new(fields, bounded);
     answer.set_command_tag(&tag);
@@ -628,17 +707,15 @@ fn told(error: &QueryError) -> PgWireError {
 /// An error of the engine, with the code that clients go by.
 fn explained(error: PgWireError) -> PgWireError {
     match error {
-        PgWireError::ApiError(error) => {
-            match error.downcast::<datafusion::error::DataFusionError>() {
-                Ok(error) => told(&QueryError::from(*error)),
-                Err(error) => {
-                    match error.downcast::<datafusion::sql::sqlparser::parser::ParserError>() {
-                        Ok(error) => refusal(codes::SYNTAX_ERROR, error.to_string()),
-                        Err(error) => PgWireError::ApiError(error),
-                    }
+        PgWireError::ApiError(error) => match error.downcast::<DataFusionError>() {
+            Ok(error) => told(&QueryError::from(*error)),
+            Err(error) => {
+                match error.downcast::<datafusion::sql::sqlparser::parser::ParserError>() {
+                    Ok(error) => refusal(codes::SYNTAX_ERROR, error.to_string()),
+                    Err(error) => PgWireError::ApiError(error),
                 }
             }
-        }
+        },
         other => other,
     }
 }

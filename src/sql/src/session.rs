@@ -51,6 +51,14 @@ static FEATURES: LazyLock<SessionState> = LazyLock::new(|| {
         .build()
 });
 
+/// What a query may do.
+pub(crate) static READ_ONLY: LazyLock<SQLOptions> = LazyLock::new(|| {
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false)
+});
+
 /// The names that a query reads from, to choose an epoch that is complete for all of them.
 ///
 /// # Errors
@@ -122,11 +130,7 @@ async fn answer(
     limits: Limits,
 ) -> Result<Answer, QueryError> {
     let context = context_of(relations, limits)?;
-    let read_only = SQLOptions::new()
-        .with_allow_ddl(false)
-        .with_allow_dml(false)
-        .with_allow_statements(false);
-    let frame = context.sql_with_options(sql, read_only).await?;
+    let frame = context.sql_with_options(sql, *READ_ONLY).await?;
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let mut rows = frame.execute_stream().await?;
     let (mut batches, mut bytes) = (Vec::new(), 0);
