@@ -496,6 +496,9 @@ fn follow(running: Running) {
     if let Some(address) = running.address {
         tracing::info!("answering on http://{address}");
     }
+    if let Some(address) = running.postgres {
+        tracing::info!("answering PostgreSQL's clients on {address}");
+    }
     let mut display = Display::default();
     loop {
         running.show(&mut display);

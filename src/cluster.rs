@@ -25,7 +25,7 @@ use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::query::sql::Queries;
 use crate::wire::Process;
-use crate::{Stop, metrics, worker};
+use crate::{Stop, metrics, mirror, worker};
 
 /// Why nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,8 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         runtime.handle().clone(),
         Arc::clone(&stop),
     )?);
-    if process.plan().cluster.process == 0 {
+    let first = process.plan().cluster.process == 0;
+    if first {
         // The first process finishes what a crash cut short, before the others look at the tables.
         process.open_tables()?;
     }
@@ -115,6 +116,9 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         metrics,
     );
     let address = serve(&runtime, process.plan(), server)?;
+    if let Some(mirror) = process.plan().mirror.clone().filter(|_| first) {
+        runtime.spawn(mirror::run(mirror, Arc::clone(&process), peeker.clone()));
+    }
     runtime.spawn(stop_on_signal(peeker.clone()));
     let caught_up = process.watch_caught_up();
     let running = Running {
@@ -158,6 +162,12 @@ fn serve(runtime: &Runtime, plan: &Plan, server: Server) -> Result<Option<Socket
         return Ok(None);
     };
     let (listener, address) = bind(runtime, settings.listen, "server.listen")?;
+    if !address.ip().is_loopback() && settings.tokens.is_empty() {
+        tracing::warn!(
+            "everyone who can reach {address} may ask and pause the source: name a file of tokens in \
+             server.tokens_file"
+        );
+    }
     runtime.spawn(http::serve(listener, server, settings.tokens.clone()));
     Ok(Some(address))
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     pub tables: TablesSettings,
     /// Where queries are answered.
     pub server: ServerSettings,
+    /// Where relations are written besides their tables.
+    pub sink: SinkSettings,
     /// What concerns several processes.
     pub cluster: ClusterSettings,
 }
@@ -273,6 +275,45 @@ impl Default for PostgresSettings {
     }
 }
 
+/// Where relations are written besides their tables.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SinkSettings {
+    /// A table of PostgreSQL.
+    pub postgres: MirrorSettings,
+}
+
+/// A table of PostgreSQL that mirrors a relation.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MirrorSettings {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// The server, user and database.
+    pub url: String,
+    /// The relation.
+    pub relation: String,
+    /// The table.
+    pub table: String,
+    /// Whether to speak in the clear.
+    pub unencrypted: bool,
+    /// The certificates of those who may have issued the server's.
+    pub authority_file: PathBuf,
+}
+
+impl Default for MirrorSettings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            url: String::new(),
+            relation: "mention_sentiment".to_owned(),
+            table: "mention_sentiment".to_owned(),
+            unencrypted: false,
+            authority_file: PathBuf::new(),
+        }
+    }
+}
+
 /// What concerns several processes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -306,6 +347,7 @@ impl Default for Settings {
             model: ModelSettings::default(),
             tables: TablesSettings::default(),
             server: ServerSettings::default(),
+            sink: SinkSettings::default(),
             cluster: ClusterSettings::default(),
         }
     }

@@ -24,6 +24,7 @@ pub mod generate;
 pub mod ingest;
 pub mod launch;
 pub mod metrics;
+pub mod mirror;
 pub mod monitor;
 pub mod peers;
 pub mod plan;

@@ -27,6 +27,9 @@ const CHECKPOINT_EPOCH: &str = "assay_checkpoint_timestamp_seconds";
 const STORAGE_RETRIES: &str = "assay_storage_retries_total";
 const COMPARED: &str = "assay_table_differences_total";
 const MENDED_FILES: &str = "assay_table_mended_files_total";
+const SINK_ROWS: &str = "assay_sink_rows_total";
+const SINK_FAILURES: &str = "assay_sink_failures_total";
+const SINK_EPOCH: &str = "assay_sink_timestamp_seconds";
 const MEMORY: &str = "process_resident_memory_bytes";
 
 /// Bounds of the checkpoint histogram, in seconds.
@@ -107,6 +110,17 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Count,
         "Files that were lost from a table or changed by someone else, and mended."
     );
+    describe_counter!(
+        SINK_ROWS,
+        Unit::Count,
+        "Rows written to a sink or removed from it."
+    );
+    describe_counter!(
+        SINK_FAILURES,
+        Unit::Count,
+        "Times that a sink failed and was begun anew."
+    );
+    describe_gauge!(SINK_EPOCH, Unit::Seconds, "The epoch that a sink shows.");
     describe_gauge!(MEMORY, Unit::Bytes, "Memory in use.");
     Ok(handle)
 }
@@ -216,6 +230,21 @@ pub fn compared(relation: &str, missing: usize, surplus: usize) {
     };
     differing("missing", missing);
     differing("surplus", surplus);
+}
+
+/// A sink shows an epoch, for which rows were written and removed.
+pub fn sink_wrote(sink: &'static str, written: usize, removed: usize, epoch: u64) {
+    let rows = |change: &'static str, count: usize| {
+        counter!(SINK_ROWS, "sink" => sink, "change" => change).increment(count as u64);
+    };
+    rows("write", written);
+    rows("remove", removed);
+    gauge!(SINK_EPOCH, "sink" => sink).set(epoch as f64 / 1_000.0);
+}
+
+/// A sink failed and will be begun anew.
+pub fn sink_failed(sink: &'static str) {
+    counter!(SINK_FAILURES, "sink" => sink).increment(1);
 }
 
 /// Files of a table were not as they had been left.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use connectors::delta::{Deletes, TableError, TablesFolder};
 use connectors::kafka::KafkaSettings;
+use connectors::postgres::MirrorSettings;
 use connectors::registry::Registry;
 use dataflows::envelope::{Encoding, Envelope, Format};
 use dataflows::pipelines::mentions;
@@ -25,6 +26,7 @@ use crate::checkpoint::store::TablesPlan;
 use crate::config::{
     self, KafkaEncoding, KafkaFormat, RegistrySettings, Settings, SourceKind, line_of,
 };
+use crate::mirror::MirrorPlan;
 use crate::peers::tls::Tls;
 use crate::peers::{self, Secret};
 use crate::query::http::Tokens;
@@ -53,6 +55,8 @@ pub struct Plan {
     pub checkpoint_interval_ms: u64,
     /// How queries are answered, or `None` to answer none.
     pub server: Option<ServerPlan>,
+    /// What is kept equal to a relation in PostgreSQL, if anything is.
+    pub mirror: Option<MirrorPlan>,
     /// The processes and workers.
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
@@ -60,6 +64,9 @@ pub struct Plan {
     /// The configuration's file, if it came from one.
     pub file: Option<PathBuf>,
 }
+
+/// The relations whose rows are told apart by their first column.
+const MIRRORED: [&str; 3] = ["mention_sentiment", "users", "bronze"];
 
 /// How queries are answered.
 #[derive(Clone, Debug)]
@@ -306,6 +313,7 @@ impl Plan {
             tables: check.tables(settings, folder),
             checkpoint_interval_ms: interval.saturating_mul(1_000),
             server: check.server(settings, folder),
+            mirror: check.mirror(settings, folder),
             cluster: check.cluster(settings, overrides, folder),
             until_idle: overrides.until_idle,
             file: None,
@@ -530,6 +538,13 @@ impl Check<'_> {
         if !server.enabled {
             return None;
         }
+        let limits = [
+            ("server.query_timeout_s", server.query_timeout_s as usize),
+            ("server.query_memory_mb", server.query_memory_mb),
+        ];
+        for (key, limit) in limits {
+            self.require(limit > 0, key, "must be 1 or more");
+        }
         let postgres = &server.postgres;
         let tokens = self.lines("server.tokens_file", &server.tokens_file, folder);
         Some(ServerPlan {
@@ -606,6 +621,46 @@ impl Check<'_> {
                 None
             }
         }
+    }
+
+    fn mirror(&mut self, settings: &Settings, folder: &Path) -> Option<MirrorPlan> {
+        let mirror = &settings.sink.postgres;
+        if !mirror.enabled {
+            return None;
+        }
+        self.require(
+            !mirror.url.is_empty(),
+            "sink.postgres.url",
+            "name the server, such as \"postgres://assay@db.example/shop\"",
+        );
+        self.require(
+            MIRRORED.contains(&mirror.relation.as_str()),
+            "sink.postgres.relation",
+            format!("must be one of {}", MIRRORED.join(", ")),
+        );
+        self.require(
+            settings.server.enabled,
+            "sink.postgres.enabled",
+            "a mirror reads relations as queries do: set server.enabled",
+        );
+        const KEY: &str = "sink.postgres.authority_file";
+        let named = !mirror.authority_file.as_os_str().is_empty();
+        let authority = named.then(|| folder.join(&mirror.authority_file));
+        let authority = authority.and_then(|file| {
+            let read = std::fs::read(&file);
+            let refused =
+                |error| self.mistake(KEY, format!("cannot read {}: {error}", file.display()));
+            read.map_err(refused).ok()
+        });
+        Some(MirrorPlan {
+            relation: mirror.relation.clone(),
+            settings: MirrorSettings {
+                url: mirror.url.clone(),
+                table: mirror.table.clone(),
+                unencrypted: mirror.unencrypted,
+                authority,
+            },
+        })
     }
 
     /// The lines of a file that may not be named; those that are empty or begin with # left out.

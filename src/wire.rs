@@ -234,6 +234,11 @@ impl Process {
             .clone()
     }
 
+    /// When the process started, in milliseconds since 1970.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
     /// What all processes tell of themselves.
     pub fn statuses(&self) -> &Statuses {
         &self.statuses

@@ -10,6 +10,7 @@
 //! - [`memory`]: bytes a live row.
 //! - [`checkpoint`]: a few changes of large tables, and a restart.
 //! - [`commits`]: many checkpoints, and the log that they leave.
+//! - [`queries`]: reads, and deliveries to a follower, while the stream runs.
 //! - [`start_files`]: a folder of many small files.
 //! - [`program`], [`cost`], [`table`]: how a run is started, what it cost, how results are printed.
 //!
@@ -22,6 +23,7 @@ mod consume;
 mod cost;
 mod memory;
 mod program;
+mod queries;
 mod score;
 mod start_files;
 mod table;
@@ -58,6 +60,8 @@ enum Command {
     Checkpoint(checkpoint::Checkpoint),
     /// Commit many checkpoints, one after another.
     Commits(commits::Commits),
+    /// Read relations, and follow one, while rows change.
+    Queries(queries::Queries),
     /// Read a folder of files with one tweet each, into tables.
     StartFiles(start_files::StartFiles),
     /// Poll and parse a topic, and do nothing with it: the floor of `catch-up`, which runs it.
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Command::Memory(bench) => memory::run(&bench),
         Command::Checkpoint(bench) => checkpoint::run(&bench),
         Command::Commits(bench) => commits::run(&bench),
+        Command::Queries(bench) => queries::run(&bench),
         Command::StartFiles(bench) => start_files::run(&bench),
         Command::Consume(bench) => consume::run(&bench),
     };

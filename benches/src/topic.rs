@@ -70,6 +70,22 @@ impl Topic {
         Ok(topic)
     }
 
+    /// An empty topic of this name; one that exists is deleted first.
+    ///
+    /// # Errors
+    /// If the brokers cannot be reached.
+    pub(crate) fn anew(brokers: &str, name: &str) -> anyhow::Result<Self> {
+        let topic = Self {
+            name: name.to_owned(),
+            messages: 0,
+        };
+        if topic.held(brokers)?.is_some() {
+            topic.delete(brokers)?;
+        }
+        topic.create(brokers)?;
+        Ok(topic)
+    }
+
     /// How many messages the topic holds, or `None` if it does not exist.
     fn held(&self, brokers: &str) -> anyhow::Result<Option<usize>> {
         let consumer: BaseConsumer = client(brokers).create()?;
@@ -157,7 +173,7 @@ fn history(events: usize) -> impl Iterator<Item = Change> {
     ChangeGenerator::new(SEED, LIVE_ROWS).take(events)
 }
 
-fn client(brokers: &str) -> ClientConfig {
+pub(crate) fn client(brokers: &str) -> ClientConfig {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", brokers);
     client
@@ -174,7 +190,7 @@ fn wait<T>(answer: impl Future<Output = T>) -> anyhow::Result<T> {
 }
 
 /// Hands a message to the producer, waiting while its queue is full.
-fn send(
+pub(crate) fn send(
     producer: &ThreadedProducer<DefaultProducerContext>,
     topic: &str,
     key: &str,

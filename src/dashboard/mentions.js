@@ -478,7 +478,7 @@ function explainer(live) {
     }
   };
 
-  function explained({ rows, value, epoch }) {
+  function explained({ rows, value, count, epoch }) {
     const { body: lines, wrap } = table(
       "The rows behind the count",
       ["Time", "Text", "Given", "Predicted", ["Score"], "Came from", "Key"],
@@ -501,7 +501,7 @@ function explainer(live) {
           foreign(it.key, "td"),
         ),
     );
-    const agrees = rows.length === value;
+    const agrees = count === value;
     return [
       h(
         "p",
@@ -509,13 +509,13 @@ function explainer(live) {
         "The count is ",
         h("strong", {}, number(value)),
         ". It is made of ",
-        h("strong", { "data-testid": "explain-count" }, number(rows.length)),
-        rows.length === 1 ? " row" : " rows",
-        agrees ? "" : ", which differs: a tweet that mentions someone twice counts twice",
+        h("strong", { "data-testid": "explain-count" }, number(count)),
+        count === 1 ? " row" : " rows",
+        agrees ? "" : ", which differs",
         ". Epoch ",
         when(epoch),
         ".",
-        rows.length > most ? ` The first ${most} are shown.` : "",
+        count > Math.min(rows.length, most) ? ` The first ${most} are shown.` : "",
       ),
       rows.length > 0 ? wrap : h("p", { className: "empty" }, "No row counts here."),
     ];

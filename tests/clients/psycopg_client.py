@@ -23,7 +23,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-RELATIONS = {"accuracy", "bronze", "gold", "mention_sentiment", "rejects", "scores", "silver", "users"}
+RELATIONS = set("accuracy bronze gold mention_sentiment rejects scores silver users".split())
 
 # So long that it ends only because it is made to, and yields no row before.
 ENDLESS = "select count(*) from generate_series(1, 1000000000)"
@@ -43,7 +43,7 @@ REFUSED = {
     "create table more as select * from gold": READ_ONLY,
     "create view more as select * from gold": READ_ONLY,
     "select * into more from gold": READ_ONLY,
-    "declare more cursor for select * into more from gold": READ_ONLY,
+    "declare parts cursor for select * into others from gold": READ_ONLY,
     "explain analyze delete from gold": READ_ONLY,
     "copy gold to '/tmp/gold.csv'": READ_ONLY,
     "copy gold from stdin": READ_ONLY,
@@ -133,21 +133,26 @@ def tables_and_columns_are_listed(server):
     with server.connect() as connection:
         sql = "select table_name from information_schema.tables where table_schema = 'public'"
         same({name for (name,) in connection.execute(sql)}, RELATIONS)
-        sql = "select column_name from information_schema.columns where table_name = %s order by ordinal_position"
+        sql = (
+            "select column_name from information_schema.columns"
+            " where table_schema = 'public' and table_name = %s order by ordinal_position"
+        )
         listed = [name for (name,) in connection.execute(sql, ("gold",))]
-        described = [column.name for column in connection.execute("select * from gold limit 0").description]
+        empty = connection.execute("select * from gold limit 0")
+        described = [column.name for column in empty.description]
         same(listed, described)
 
 
 @check
 def a_statement_reads_one_epoch(server):
     with server.connect() as connection:
-        sql = "select (select count(*) from silver), (select count(*) from gold), assay_epoch()"
+        counts = "(select count(*) from silver) as silver, (select count(*) from gold) as gold"
+        sql = f"select {counts}, assay_epoch()"
         silver, gold, epoch = one(connection, sql)
         same(silver, gold)
         assert gold > 0, "gold has no rows, so most checks say nothing"
         assert isinstance(epoch, int) and epoch > 0, epoch
-        sql = "select min(epoch), max(epoch), count(*) from (select assay_epoch() as epoch from gold)"
+        sql = "select min(epoch), max(epoch), count(*) from (select assay_epoch() as epoch from gold) as told"
         earliest, latest, rows = one(connection, sql)
         same((earliest, rows), (latest, gold))
         assert earliest >= epoch, "epochs went back"
@@ -159,14 +164,14 @@ def a_statement_reads_one_epoch(server):
 @check
 def values_keep_their_types_in_text_and_in_binary(server):
     columns = 'key, "timestamp", mention, predicted_score, sentiment_id'
+    sql = f'select {columns} from gold where "timestamp" is not null order by key, mention limit 1'
+    odd = "select null::text, 'quote '' and ä😀'::text, true, -9e15::float8"
     with server.connect() as connection:
-        known = one(connection, f"select {columns} from gold order by key, mention limit 1")
+        known = one(connection, sql)
         same([type(value) for value in known], [str, datetime.datetime, str, float, int])
         for binary in (False, True):
-            rows = connection.execute(f"select {columns} from gold order by key, mention limit 1", binary=binary)
-            same(rows.fetchone(), known)
-            odd = one(connection, "select null::text, 'quote '' and ä😀'::text, true, -9e15::float8", binary=binary)
-            same(odd, (None, "quote ' and ä😀", True, -9e15))
+            same(one(connection, sql, binary=binary), known)
+            same(one(connection, odd, binary=binary), (None, "quote ' and ä😀", True, -9e15))
 
 
 @check
@@ -181,7 +186,11 @@ def parameters_of_each_type_find_their_rows(server):
             ('"timestamp" = %s', (timestamp,), f"\"timestamp\" = '{timestamp.isoformat()}'"),
             ('"timestamp" = %s', (elsewhere,), f"\"timestamp\" = '{timestamp.isoformat()}'"),
             ("key = any(%s)", ([key, "no such key"],), f"key = '{key}'"),
-            ("mention = %s and sentiment_id = %s", (mention, sentiment), f"mention = '{mention}' and sentiment_id = {sentiment}"),
+            (
+                "mention = %s and sentiment_id = %s",
+                (mention, sentiment),
+                f"mention = '{mention}' and sentiment_id = {sentiment}",
+            ),
         ]
         for condition, values, literal in cases:
             (expected,) = one(connection, f"select count(*) from gold where {literal}")
@@ -189,8 +198,9 @@ def parameters_of_each_type_find_their_rows(server):
             for form in ("%s", "%b", "%t"):
                 question = f"select count(*) from gold where {condition.replace('%s', form)}"
                 same((form, condition, one(connection, question, values)[0]), (form, condition, expected))
-        same(one(connection, "select count(*) from gold where mention = %s", (None,))[0], 0)
-        same(one(connection, "select count(*) from gold where %s::text is null", (None,))[0], one(connection, "select count(*) from gold")[0])
+        same(one(connection, "select count(*) from gold where mention = %s", (None,)), (0,))
+        everything = one(connection, "select count(*) from gold where %s::text is null", (None,))
+        same(everything, one(connection, "select count(*) from gold"))
 
 
 @check
@@ -198,8 +208,9 @@ def a_prepared_statement_can_be_run_again(server):
     with server.connect() as connection:
         labels = [label for (label,) in connection.execute("select distinct sentiment_id from gold")]
         for label in labels * 4:
-            (count,) = one(connection, "select count(*) from gold where sentiment_id = %s", (label,), prepare=True)
-            same(count, one(connection, f"select count(*) from gold where sentiment_id = {label}")[0])
+            sql = "select count(*) from gold where sentiment_id = "
+            counted = one(connection, f"{sql}%s", (label,), prepare=True)
+            same(counted, one(connection, f"{sql}{label}"))
 
 
 @check
@@ -288,9 +299,6 @@ def all_refused(server, statements, prepare):
 @check
 def nothing_can_be_changed(server):
     all_refused(server, REFUSED, prepare=False)
-    with server.connect() as connection:
-        with refused("42P01"):
-            connection.execute("select * from more")
 
 
 @check
@@ -340,16 +348,29 @@ def a_prepared_statement_ends_at_its_timeout(server):
     stopped_after(server, prepare=True)
 
 
+@contextmanager
+def cancelled_meanwhile(connection):
+    """Cancels what the block runs, again and again: what has not begun yet cannot be cancelled."""
+    ended = threading.Event()
+
+    def cancel():
+        while not ended.wait(0.2):
+            connection.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        canceller.join()
+
+
 @check
 def a_statement_can_be_cancelled(server):
     with server.connect() as connection:
-        canceller = threading.Timer(0.5, connection.cancel)
-        canceller.start()
-        try:
-            with ends_soon(after=0.5):
-                connection.execute(ENDLESS)
-        finally:
-            canceller.join()
+        with cancelled_meanwhile(connection), ends_soon(after=0.2):
+            connection.execute(ENDLESS)
         # One that comes too late ends nothing that follows.
         connection.cancel()
         same(one(connection, "select 1"), (1,))

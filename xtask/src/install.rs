@@ -71,6 +71,21 @@ const OPENSSL: Need = Need {
     },
 };
 
+const OPENSSL_PROGRAM: Need = Need {
+    what: "the program openssl",
+    packages: &["openssl"],
+    met: || on_path("openssl").is_some(),
+};
+const BROWSER: Need = Need {
+    what: "the browser Chromium",
+    packages: &["chromium"],
+    met: || on_path("chromium").is_some(),
+};
+const BROWSER_DRIVER: Need = Need {
+    what: "Chromium's driver",
+    packages: &["chromium-driver"],
+    met: || on_path("chromedriver").is_some(),
+};
 const PYTHON: Need = Need {
     what: "Python 3 that can make environments",
     packages: &["python3-venv"],
@@ -85,12 +100,20 @@ const PYTHON: Need = Need {
 ///
 /// As root on a system with apt the missing packages are installed. Otherwise the failure names them.
 pub(crate) fn prerequisites(purpose: Purpose, fetch_jars: bool, log: &Path) -> Outcome {
-    let mut needs = vec![JAVA, POSTGRES];
+    let mut needs = vec![JAVA, POSTGRES, OPENSSL_PROGRAM];
     if fetch_jars {
         needs.push(MAVEN);
     }
     if purpose == Purpose::Tests {
-        needs.extend([COMPILER, MAKE, PKG_CONFIG, OPENSSL, PYTHON]);
+        needs.extend([
+            COMPILER,
+            MAKE,
+            PKG_CONFIG,
+            OPENSSL,
+            PYTHON,
+            BROWSER,
+            BROWSER_DRIVER,
+        ]);
     }
     let missing = unmet(needs);
     if missing.is_empty() {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -30,6 +30,11 @@ impl Tokens {
         Self(Arc::new(digests.collect()))
     }
 
+    /// Whether there are none, so that everyone may ask.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a token, or none, lets someone ask.
     pub fn admit(&self, token: Option<&str>) -> bool {
         let known = |token: &str| self.0.contains::<[u8; 32]>(&Sha256::digest(token).into());
@@ -37,8 +42,26 @@ impl Tokens {
     }
 }
 
+/// Whether a request comes from a page of this server, or from no page. Browsers let any page send orders
+/// and open WebSockets anywhere, and tell only which page it was.
+pub(super) fn same_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    match (text(header::ORIGIN), text(header::HOST)) {
+        (None, _) => true,
+        (Some(origin), Some(host)) => {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            authority == Some(host)
+        }
+        (Some(_), None) => false,
+    }
+}
+
 /// Lets a request pass, or asks for a token (RFC 6750).
 pub(super) async fn ask(State(tokens): State<Tokens>, request: Request, next: Next) -> Response {
+    if !same_origin(request.headers()) {
+        let message = "pages of other sites may not ask";
+        return Refusal::new(StatusCode::FORBIDDEN, message).into_response();
+    }
     let shown = request.headers().get(header::AUTHORIZATION);
     let shown = shown.and_then(|value| value.to_str().ok());
     let token = shown.and_then(|value| value.strip_prefix("Bearer "));
@@ -64,5 +87,21 @@ mod tests {
         assert!(!tokens.admit(Some("three")) && !tokens.admit(Some("")) && !tokens.admit(None));
         assert!(Tokens::default().admit(None));
         assert_eq!(format!("{tokens:?}"), "2 tokens");
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_told_apart() {
+        let headers = |origin: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, "127.0.0.1:8080".parse().unwrap());
+            if !origin.is_empty() {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            headers
+        };
+        assert!(same_origin(&headers("")) && same_origin(&headers("http://127.0.0.1:8080")));
+        for other in ["http://evil.example", "http://127.0.0.1:9090", "null"] {
+            assert!(!same_origin(&headers(other)), "{other}");
+        }
     }
 }

@@ -24,8 +24,8 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::Int64Type;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use dataflows::change::Epoch;
@@ -36,7 +36,7 @@ use serde_json::json;
 use sql::{Condition, QueryError, ReadError, Relation, Snapshots};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::live::same_origin;
+use super::parameters::Parameters;
 use super::{Refusal, Server, no_relation};
 use crate::query::peek::{ChangeStream, Changes, FollowError};
 
@@ -65,7 +65,7 @@ fn yes() -> bool {
 pub(super) async fn follow(
     State(server): State<Server>,
     Path(name): Path<String>,
-    Query(asked): Query<Asked>,
+    Parameters(asked): Parameters<Asked>,
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
@@ -87,10 +87,6 @@ pub(super) async fn follow(
         snapshot: asked.snapshot,
     };
     if let Ok(socket) = socket {
-        if !same_origin(&headers) {
-            let message = "pages of other sites may not ask";
-            return Err(Refusal::new(StatusCode::FORBIDDEN, message));
-        }
         let events = following.start();
         return Ok(socket.on_upgrade(move |socket| pass_on(socket, events)));
     }
@@ -183,14 +179,27 @@ impl Following {
         let mut after = self.after;
         loop {
             let changes = match after {
+                // Of another run, of which nothing is remembered.
+                Some(epoch) if epoch < self.server.process.started() => {
+                    self.again(&mut after)?;
+                    continue;
+                }
                 Some(epoch) => self.changes_after(epoch),
                 None => self.begin(sender).await?,
             };
             match self.tell_changes(changes, sender).await? {
                 // What is no longer remembered is made good by a snapshot, of whoever wants one.
-                FollowError::Forgotten if after.is_some() && self.snapshot => after = None,
+                FollowError::Forgotten => self.again(&mut after)?,
                 error => return Err(End::Because(error.to_string())),
             }
+        }
+    }
+
+    /// Begins anew with a snapshot, for whoever wants one.
+    fn again(&self, after: &mut Option<Epoch>) -> Result<(), End> {
+        match after.take() {
+            Some(_) if self.snapshot => Ok(()),
+            _ => Err(End::Because(FollowError::Forgotten.to_string())),
         }
     }
 

@@ -14,6 +14,7 @@ const POLICY: &str =
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
+const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 macro_rules! files {
@@ -23,7 +24,7 @@ macro_rules! files {
 }
 
 /// Each file's path, type and content.
-const FILES: [(&str, &str, &[u8]); 14] = files![
+const FILES: [(&str, &str, &[u8]); 15] = files![
     "/" HTML "index.html",
     "/dashboard.css" STYLE "dashboard.css",
     "/dashboard.js" SCRIPT "dashboard.js",
@@ -37,6 +38,7 @@ const FILES: [(&str, &str, &[u8]); 14] = files![
     "/status.js" SCRIPT "status.js",
     "/theme.js" SCRIPT "theme.js",
     "/vendor/chart.umd.min.js" SCRIPT "vendor/chart.umd.min.js",
+    "/v1/openapi.json" JSON "../query/openapi.json",
     "/vendor/LICENSE.md" TEXT "vendor/LICENSE.md",
 ];
 

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use dataflows::change::{Epoch, Text};
 use dataflows::index::{LookUp, Selection};
@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sql::ReadError;
 
+use super::parameters::Parameters;
 use super::{Refusal, Server};
 
 /// Rows that are shown unless it is said how many.
@@ -37,7 +38,7 @@ pub(super) struct Asked {
 pub(super) async fn explain(
     State(server): State<Server>,
     Path(relation): Path<String>,
-    Query(asked): Query<Asked>,
+    Parameters(asked): Parameters<Asked>,
 ) -> Result<Json<Value>, Refusal> {
     if relation != MentionSentiment::RELATION {
         let message = "only the numbers of mention_sentiment can be explained";

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use dataflows::change::Epoch;
 use dataflows::index::Selection;
@@ -27,6 +27,7 @@ use sql::QueryError;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::access::same_origin;
 use super::{Refusal, Server, Tokens, columns};
 use crate::events;
 
@@ -74,20 +75,6 @@ pub(super) async fn open(
         return Refusal::new(StatusCode::FORBIDDEN, message).into_response();
     }
     socket.on_upgrade(move |socket| talk(socket, server, tokens))
-}
-
-/// Whether a request comes from a page of this server, or from no page. Browsers let any page open a
-/// WebSocket anywhere, and tell only which page it was.
-pub(super) fn same_origin(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    match (text(header::ORIGIN), text(header::HOST)) {
-        (None, _) => true,
-        (Some(origin), Some(host)) => {
-            let authority = origin.split_once("://").map(|(_, authority)| authority);
-            authority == Some(host)
-        }
-        (Some(_), None) => false,
-    }
 }
 
 async fn talk(mut socket: WebSocket, server: Server, tokens: Tokens) {
@@ -269,27 +256,6 @@ impl Talking {
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(_) => return Ok(()),
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_of_other_sites_are_told_apart() {
-        let headers = |origin: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, "127.0.0.1:8080".parse().unwrap());
-            if !origin.is_empty() {
-                headers.insert(header::ORIGIN, origin.parse().unwrap());
-            }
-            headers
-        };
-        assert!(same_origin(&headers("")) && same_origin(&headers("http://127.0.0.1:8080")));
-        for other in ["http://evil.example", "http://127.0.0.1:9090", "null"] {
-            assert!(!same_origin(&headers(other)), "{other}");
         }
     }
 }

@@ -26,11 +26,12 @@ mod dashboard;
 mod explain;
 mod format;
 mod live;
+mod parameters;
 
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -46,6 +47,7 @@ use tower_http::compression::CompressionLayer;
 
 pub use self::access::Tokens;
 use self::format::Format;
+use self::parameters::Parameters;
 use super::past;
 use super::peek::{Order, Peeker, Readable};
 use super::sql::Queries;
@@ -123,6 +125,11 @@ pub async fn serve(listener: TcpListener, server: Server, tokens: Tokens) {
         .merge(guarded)
         .with_state(server)
         .route("/v1/live", live)
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing here"))
+        .method_not_allowed_fallback(async || {
+            let message = "this is asked for with another method";
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message)
+        })
         .layer(CompressionLayer::new());
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::error!(%error, "the HTTP server ended");
@@ -215,7 +222,7 @@ struct At {
 
 async fn run_sql(
     State(server): State<Server>,
-    Query(At { at }): Query<At>,
+    Parameters(At { at }): Parameters<At>,
     headers: HeaderMap,
     query: String,
 ) -> Result<Response, Refusal> {
@@ -243,7 +250,7 @@ struct Between {
 async fn compare(
     State(server): State<Server>,
     Path(name): Path<String>,
-    Query(Between { from, to }): Query<Between>,
+    Parameters(Between { from, to }): Parameters<Between>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let format = Format::asked_for(&headers)?;
@@ -314,7 +321,7 @@ struct LookUpQuery {
 async fn look_up(
     State(server): State<Server>,
     Path(name): Path<String>,
-    Query(LookUpQuery { key }): Query<LookUpQuery>,
+    Parameters(LookUpQuery { key }): Parameters<LookUpQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let format = Format::asked_for(&headers)?;

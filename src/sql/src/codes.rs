@@ -5,6 +5,7 @@ use datafusion::common::{DataFusionError, SchemaError};
 pub(crate) const CANNOT_CONNECT_NOW: &str = "57P03";
 pub(crate) const DATATYPE_MISMATCH: &str = "42804";
 pub(crate) const FEATURE_NOT_SUPPORTED: &str = "0A000";
+pub(crate) const IN_FAILED_TRANSACTION: &str = "25P02";
 pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 pub(crate) const OUT_OF_MEMORY: &str = "53200";
 pub(crate) const QUERY_CANCELED: &str = "57014";

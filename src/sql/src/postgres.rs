@@ -6,17 +6,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::common::{DFSchema, DataFusionError, ParamValues};
+use datafusion::common::{DFSchema, DFSchemaRef, DataFusionError, ParamValues};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser;
-use datafusion::sql::sqlparser::ast::{Set, Statement};
+use datafusion::sql::sqlparser::ast::{ContextModifier, Set, Statement};
 use datafusion_postgres::arrow_pg::datatypes::df;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_postgres::datafusion_pg_catalog::pg_catalog::setup_pg_catalog;
@@ -37,6 +37,7 @@ use pgwire::api::cancel::CancelHandler;
 use pgwire::api::portal::{Format, Portal};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use pgwire::api::results::{QueryResponse, Response, Tag};
+use pgwire::api::stmt::StoredStatement;
 use pgwire::api::store::PortalStore;
 use pgwire::api::{ClientInfo, ClientPortalStore, ErrorHandler, PgWireServerHandlers};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
@@ -142,11 +143,14 @@ impl Connection {
         places: &Arc<Semaphore>,
     ) -> Result<Self, QueryError> {
         let current = Arc::<Current>::default();
-        let context = session::session(snapshots.relations(), &current, limits)?;
+        let relations = snapshots.relations();
+        let readable = !relations.is_empty();
+        let context = session::session(relations, &current, limits)?;
         setup_pg_catalog(&context, CATALOG, EmptyContextProvider).map_err(|error| *error)?;
         let guard = Guard {
             snapshots: Arc::clone(snapshots),
             current,
+            cursors: Mutex::default(),
         };
         let hooks: Vec<Arc<dyn QueryHook>> = vec![
             Arc::new(guard),
@@ -170,6 +174,7 @@ impl Connection {
             startup: Arc::new(Startup {
                 scram,
                 encrypted_only: access.encryption.is_some(),
+                readable,
                 place: Arc::clone(places).try_acquire_owned().ok(),
             }),
             cancels: Arc::clone(cancels),
@@ -271,6 +276,8 @@ struct Startup {
     /// Asks for a password, if one is needed.
     scram: Option<SASLAuthStartupHandler<DefaultServerParameterProvider>>,
     encrypted_only: bool,
+    /// Whether the relations are known, which a session keeps from its start.
+    readable: bool,
     /// A place among the connections; none if there was none left.
     place: Option<tokio::sync::OwnedSemaphorePermit>,
 }
@@ -290,6 +297,10 @@ impl StartupHandler for Startup {
         if self.place.is_none() {
             let message = format!("there are {MOST_CONNECTIONS} connections already");
             return Err(fatal(codes::TOO_MANY_CONNECTIONS, message));
+        }
+        if !self.readable {
+            let message = "the dataflow is not running yet";
+            return Err(fatal(codes::CANNOT_CONNECT_NOW, message.to_owned()));
         }
         if self.encrypted_only && !client.is_secure() {
             let message = "connect with encryption: sslmode=require or stricter";
@@ -313,6 +324,8 @@ impl NoopStartupHandler for Everyone {}
 struct Guard {
     snapshots: Arc<dyn Snapshots>,
     current: Arc<Current>,
+    /// The columns of cursors, by which what is fetched from them is described.
+    cursors: Mutex<HashMap<String, DFSchemaRef>>,
 }
 
 /// What is to be done with a statement.
@@ -320,8 +333,10 @@ struct Guard {
 enum Verdict {
     /// It reads relations.
     Reads,
-    /// It is to read relations by and by, with these queries.
-    Declares(Vec<Statement>),
+    /// It is to read relations by and by: cursors with their queries.
+    Declares(Vec<(String, Statement)>),
+    /// It sets something of the session, said as the hook for that understands it.
+    Sets(Set),
     /// It concerns the session alone.
     Session,
     /// It clears what drivers keep by name, of which nothing is kept.
@@ -333,17 +348,18 @@ fn judge(statement: &Statement) -> Result<Verdict, (&'static str, String)> {
         Statement::Query(_) => Ok(Verdict::Reads),
         Statement::Explain { statement, .. } => judge(statement),
         Statement::Declare { stmts } => {
-            let queries = stmts
-                .iter()
-                .filter_map(|declared| declared.for_query.clone());
-            Ok(Verdict::Declares(queries.map(Statement::Query).collect()))
+            let cursors = stmts.iter().filter_map(|declared| {
+                let name = declared.names.first()?.value.clone();
+                Some((name, Statement::Query(declared.for_query.clone()?)))
+            });
+            Ok(Verdict::Declares(cursors.collect()))
         }
         Statement::Set(set) if is_engines(set) => {
             let message = "the engine's settings are not yours to set".to_owned();
             Err((codes::INSUFFICIENT_PRIVILEGE, message))
         }
-        Statement::Set(_)
-        | Statement::ShowVariable { .. }
+        Statement::Set(set) => Ok(Verdict::Sets(plainly(set.clone()))),
+        Statement::ShowVariable { .. }
         | Statement::ShowTables { .. }
         | Statement::ShowColumns { .. }
         | Statement::ExplainTable { .. }
@@ -357,12 +373,54 @@ fn judge(statement: &Statement) -> Result<Verdict, (&'static str, String)> {
         refused => {
             let words = refused.to_string();
             let verb = words.split(' ').next().unwrap_or_default().to_uppercase();
+            // Drivers and pools say these, and there is nothing to go back to.
+            let mut nothing = ["RESET", "SAVEPOINT", "RELEASE"].into_iter();
+            if let Some(tag) = nothing.find(|tag| *tag == verb) {
+                return Ok(Verdict::Clears(tag));
+            }
             let message = format!(
                 "cannot execute {verb}: relations follow their source, and can only be read"
             );
             Err((codes::READ_ONLY, message))
         }
     }
+}
+
+/// The same in other words: a session's setting is any setting, and a time zone has a statement of its own.
+fn plainly(set: Set) -> Set {
+    match set {
+        Set::SingleAssignment {
+            scope: None | Some(ContextModifier::Session),
+            hivevar,
+            variable,
+            values,
+        } => match values.as_slice() {
+            [value] if variable.to_string().eq_ignore_ascii_case("timezone") => Set::SetTimeZone {
+                local: false,
+                value: value.clone(),
+            },
+            _ => Set::SingleAssignment {
+                scope: None,
+                hivevar,
+                variable,
+                values,
+            },
+        },
+        other => other,
+    }
+}
+
+/// Refuses what follows a failure within a transaction, until that ends.
+fn goes_on(statement: &Statement, client: &dyn HookClient) -> PgWireResult<()> {
+    let ends = matches!(
+        statement,
+        Statement::Commit { .. } | Statement::Rollback { .. }
+    );
+    if ends || client.transaction_status() != TransactionStatus::Error {
+        return Ok(());
+    }
+    let message = "current transaction is aborted, commands ignored until end of transaction block";
+    Err(refusal(codes::IN_FAILED_TRANSACTION, message.to_owned()))
 }
 
 fn is_engines(set: &Set) -> bool {
@@ -391,10 +449,6 @@ impl Guard {
         statement: &Statement,
         client: &mut dyn HookClient,
     ) -> PgWireResult<Option<Response>> {
-        if client.transaction_status() == TransactionStatus::Error {
-            // The hook for transactions says so.
-            return Ok(None);
-        }
         self.pin(context, statement).await?;
         let plan = self.understood(context, statement).await?;
         let frame = context.execute_logical_plan(plan).await.map_err(engine)?;
@@ -403,13 +457,41 @@ impl Guard {
         Ok(Some(Response::Query(answer)))
     }
 
-    /// Makes sure of the queries of cursors, which the hook for cursors runs.
-    async fn declare(&self, context: &SessionContext, queries: &[Statement]) -> PgWireResult<()> {
-        for query in queries {
-            self.pin(context, query).await?;
-            self.understood(context, query).await?;
+    /// Opens cursors; the hook for cursors fetches from them.
+    async fn declare(
+        &self,
+        context: &SessionContext,
+        cursors: Vec<(String, Statement)>,
+        client: &mut dyn HookClient,
+    ) -> PgWireResult<Option<Response>> {
+        for (name, query) in cursors {
+            self.pin(context, &query).await?;
+            let plan = self.understood(context, &query).await?;
+            let schema = Arc::clone(plan.schema());
+            let rows = context.execute_logical_plan(plan.clone()).await;
+            let options = Arc::new(FormatOptions::from_client_metadata(client.metadata()));
+            let rows = rows.map_err(engine)?;
+            let rows = df::encode_dataframe(rows, &Format::UnifiedText, Some(options)).await?;
+            // With its plan, by which clients are told the columns.
+            let statement = (query.to_string(), Some((query, plan)));
+            let statement = StoredStatement::new(name.clone(), statement, Vec::new());
+            let portal = Portal::new_cursor(name.clone(), Arc::new(statement));
+            portal.start(rows).await;
+            client.portal_store().put_portal(Arc::new(portal));
+            let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+            cursors.insert(name, schema);
         }
-        Ok(())
+        Ok(Some(Response::Execution(Tag::new("DECLARE CURSOR"))))
+    }
+
+    /// What is fetched from a cursor, as far as its columns go.
+    fn fetched(&self, cursor: &str) -> Option<LogicalPlan> {
+        let cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        let schema = cursors.get(cursor).cloned()?;
+        Some(LogicalPlan::EmptyRelation(EmptyRelation {
+            produce_one_row: false,
+            schema,
+        }))
     }
 
     /// Refuses what does more than read, once the engine has understood it: `select into` makes a table.
@@ -421,15 +503,9 @@ impl Guard {
         let statement = parser::Statement::Statement(Box::new(statement.clone()));
         let plan = context.state().statement_to_plan(statement).await;
         let plan = plan.map_err(engine)?;
-        reads_alone(&plan)?;
+        session::reads_alone(&plan).map_err(|error| told(&error))?;
         Ok(plan)
     }
-}
-
-/// Refuses a plan that does more than read.
-fn reads_alone(plan: &LogicalPlan) -> PgWireResult<()> {
-    let refused = |error: DataFusionError| refusal(codes::READ_ONLY, error.strip_backtrace());
-    session::READ_ONLY.verify_plan(plan).map_err(refused)
 }
 
 /// An error of the engine, to be [`explained`].
@@ -445,9 +521,16 @@ impl QueryHook for Guard {
         context: &SessionContext,
         client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
+        if let Err(error) = goes_on(statement, client) {
+            return Some(Err(error));
+        }
         let answer = match judge(statement) {
             Ok(Verdict::Reads) => self.answer(context, statement, client).await,
-            Ok(Verdict::Declares(queries)) => self.declare(context, &queries).await.map(|()| None),
+            Ok(Verdict::Declares(cursors)) => self.declare(context, cursors, client).await,
+            Ok(Verdict::Sets(set)) => {
+                let set = Statement::Set(set);
+                return SetShowHook.handle_simple_query(&set, context, client).await;
+            }
             Ok(Verdict::Session) => Ok(None),
             Ok(Verdict::Clears(tag)) => Ok(Some(Response::Execution(Tag::new(tag)))),
             Err((code, message)) => Err(refusal(code, message)),
@@ -461,6 +544,9 @@ impl QueryHook for Guard {
         _: &SessionContext,
         _: &(dyn ClientInfo + Send + Sync),
     ) -> Option<PgWireResult<LogicalPlan>> {
+        if let Statement::Fetch { name, .. } = statement {
+            return self.fetched(&name.value).map(Ok);
+        }
         match judge(statement) {
             Ok(Verdict::Clears(_)) => Some(Ok(LogicalPlan::EmptyRelation(EmptyRelation {
                 produce_one_row: false,
@@ -479,11 +565,14 @@ impl QueryHook for Guard {
         context: &SessionContext,
         client: &mut dyn HookClient,
     ) -> Option<PgWireResult<Response>> {
+        if let Err(error) = goes_on(statement, client) {
+            return Some(Err(error));
+        }
         match judge(statement) {
             Ok(Verdict::Reads) => {
-                let pinned = match reads_alone(plan) {
+                let pinned = match session::reads_alone(plan) {
                     Ok(()) => self.pin(context, statement).await,
-                    refused => refused,
+                    Err(error) => Err(told(&error)),
                 };
                 pinned.err().map(Err)
             }
@@ -546,8 +635,9 @@ impl Statements {
         answer: impl Future<Output = PgWireResult<T>>,
     ) -> PgWireResult<T> {
         tokio::select! {
+            biased;
+            reason = tokio::task::unconstrained(ending.clone()) => Err(canceled(reason)),
             answer = pin!(answer) => answer,
-            reason = ending.clone() => Err(canceled(reason)),
         }
     }
 }
@@ -563,26 +653,29 @@ fn datafusion_postgres_timeout<C: ClientInfo>(client: &C) -> Option<Duration> {
 }
 
 /// Rows that end when they should.
-fn bounded(response: Response, mut ending: Ending) -> Response {
+fn bounded(response: Response, ending: Ending) -> Response {
     let Response::Query(mut answer) = response else {
         return response;
     };
     let tag = answer.command_tag().to_owned();
     let fields = answer.row_schema();
     let mut rows = std::mem::replace(answer.data_rows(), futures::stream::empty().boxed());
-    let (mut given, mut ended) = (0_usize, false);
+    let (mut given, mut waited, mut ended) = (0_usize, false, false);
+    let mut ending = tokio::task::unconstrained(ending);
     let bounded = futures::stream::poll_fn(move |context| {
         if ended {
             return Poll::Ready(None);
         }
-        let next = rows.poll_next_unpin(context);
-        given += 1;
-        if (next.is_pending() || given.is_multiple_of(ROWS_BETWEEN_LOOKS))
-            && let Poll::Ready(reason) = ending.poll_unpin(context)
-        {
+        // First, and whatever the rows leave of what a task may do at a time: a query that computes and
+        // computes would never come to its end otherwise.
+        let looks = waited || given.is_multiple_of(ROWS_BETWEEN_LOOKS);
+        if looks && let Poll::Ready(reason) = Pin::new(&mut ending).poll(context) {
             ended = true;
             return Poll::Ready(Some(Err(canceled(reason))));
         }
+        let next = rows.poll_next_unpin(context);
+        waited = next.is_pending();
+        given += usize::from(!waited);
         next
     });
     let mut answer = QueryResponse::new(fields, bounded);

@@ -17,7 +17,7 @@ use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream::BoxStream;
@@ -52,12 +52,21 @@ static FEATURES: LazyLock<SessionState> = LazyLock::new(|| {
 });
 
 /// What a query may do.
-pub(crate) static READ_ONLY: LazyLock<SQLOptions> = LazyLock::new(|| {
+static READ_ONLY: LazyLock<SQLOptions> = LazyLock::new(|| {
     SQLOptions::new()
         .with_allow_ddl(false)
         .with_allow_dml(false)
         .with_allow_statements(false)
 });
+
+/// Makes sure that a plan does nothing but read.
+pub(crate) fn reads_alone(plan: &LogicalPlan) -> Result<(), QueryError> {
+    let refused = |error: DataFusionError| QueryError::Query {
+        message: error.strip_backtrace(),
+        code: codes::READ_ONLY,
+    };
+    READ_ONLY.verify_plan(plan).map_err(refused)
+}
 
 /// The names that a query reads from, to choose an epoch that is complete for all of them.
 ///
@@ -130,7 +139,9 @@ async fn answer(
     limits: Limits,
 ) -> Result<Answer, QueryError> {
     let context = context_of(relations, limits)?;
-    let frame = context.sql_with_options(sql, *READ_ONLY).await?;
+    let plan = context.state().create_logical_plan(sql).await?;
+    reads_alone(&plan)?;
+    let frame = context.execute_logical_plan(plan).await?;
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let mut rows = frame.execute_stream().await?;
     let (mut batches, mut bytes) = (Vec::new(), 0);

@@ -83,6 +83,18 @@ impl Form {
     }
 }
 
+/// Returns PostgreSQL's driver for Java, which Debezium brings along.
+pub(super) fn of_jdbc(settings: &Settings) -> PathBuf {
+    let folder = plugins(settings).join("debezium");
+    let files = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let driver = files.map(|file| file.path()).find(|file| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("postgresql-") && name.ends_with(".jar")
+    });
+    // Before the jars are fetched there is none.
+    driver.unwrap_or(folder)
+}
+
 /// Returns the folder that Connect looks for plugins in.
 pub(super) fn plugins(settings: &Settings) -> PathBuf {
     settings.directory.join("plugins")

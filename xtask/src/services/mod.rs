@@ -254,6 +254,10 @@ pub(crate) fn environment(settings: &Settings) -> Vec<(&'static str, String)> {
         ),
         ("ASSAY_TEST_POSTGRES", postgres::url(settings)),
         (
+            "ASSAY_TEST_POSTGRES_AUTHORITY",
+            postgres::authority(settings).map_or(String::new(), |file| file.display().to_string()),
+        ),
+        (
             "ASSAY_TEST_SERVICES_DIR",
             settings.directory.display().to_string(),
         ),

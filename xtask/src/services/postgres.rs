@@ -21,7 +21,8 @@ const NAME: &str = "assay";
 const ORPHANS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Settings of the server, given on its command line so that a change reaches clusters that exist.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 13] = [
+    ("ssl", "on"),
     ("listen_addresses", "127.0.0.1"),
     ("unix_socket_directories", ""),
     ("wal_level", "logical"),
@@ -95,10 +96,11 @@ pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
     let home = home(settings)?;
     refuse_foreign(&home, account)?;
     // Written when the cluster is whole: without it a killed run left half of one.
-    let complete = home.join("complete");
+    let complete = home.join("complete-with-certificate");
     if !complete.exists() {
         make_home(&home, account)?;
         make_cluster(settings, &home, account)?;
+        make_certificate(settings, &home, account)?;
         fs::write(&complete, "").or_cannot(|| format!("write {}", complete.display()))?;
     }
     clear_lock(&cluster(&home))?;
@@ -109,6 +111,10 @@ pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
         .args(["-p", &settings.postgres_port.to_string()]);
     for (name, value) in SETTINGS {
         command.arg("-c").arg(format!("{name}={value}"));
+    }
+    let (certificate, key) = (certificate(&home), key(&home));
+    for (name, file) in [("ssl_cert_file", certificate), ("ssl_key_file", key)] {
+        command.arg("-c").arg(format!("{name}={}", file.display()));
     }
     Ok(command)
 }
@@ -131,6 +137,38 @@ pub(super) fn ready(settings: &Settings) -> bool {
     };
     program("pg_isready", None)
         .is_ok_and(|command| ask(command).is_ok_and(|status| status.success()))
+}
+
+/// The certificate that the server shows, which is its own authority.
+pub(super) fn authority(settings: &Settings) -> Outcome<PathBuf> {
+    Ok(certificate(&home(settings)?))
+}
+
+fn certificate(home: &Path) -> PathBuf {
+    home.join("certificate.pem")
+}
+
+fn key(home: &Path) -> PathBuf {
+    home.join("key.pem")
+}
+
+/// Makes a key and a certificate for the loopback interface.
+fn make_certificate(settings: &Settings, home: &Path, account: Option<Account>) -> Outcome {
+    let mut command = Command::new("openssl");
+    command
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes"])
+        .args(["-days", "3650", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
+        .arg("-out")
+        .arg(certificate(home))
+        .arg("-keyout")
+        .arg(key(home))
+        .current_dir("/")
+        .stdin(Stdio::null());
+    if let Some(account) = account {
+        command.uid(account.user).gid(account.group);
+    }
+    run_logged(command, &settings.log("postgres-certificate"))
 }
 
 fn cluster(home: &Path) -> PathBuf {

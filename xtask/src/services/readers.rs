@@ -1,5 +1,6 @@
 //! Programs from Python's registry that tests need: readers of Delta tables to compare with (Spark,
-//! and Polars with the package of delta-rs), and a server that speaks S3.
+//! and Polars with the package of delta-rs), clients of PostgreSQL and of a browser, and a server that
+//! speaks S3.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,16 +12,19 @@ use crate::failure::{OrCannot, Outcome};
 use crate::process::{progress, run_logged};
 
 /// Spark is the newest for which this version of Delta's library is made; see `jars`.
-const REQUIREMENTS: &str =
-    "deltalake==1.6.6\nmoto[s3,server]==5.2.5\npolars==2.1.0\npyspark==4.0.1\n";
+const REQUIREMENTS: &str = "deltalake==1.6.6\nmoto[s3,server]==5.2.5\npolars==2.1.0\npsycopg[binary]==3.3.9\npyspark==4.0.1\nselenium==4.51.0\n";
 
 /// What tests find the readers by.
-pub(super) fn environment(settings: &Settings) -> [(&'static str, String); 2] {
+pub(super) fn environment(settings: &Settings) -> [(&'static str, String); 3] {
     [
         ("ASSAY_TEST_PYTHON", python(settings).display().to_string()),
         (
             "ASSAY_TEST_SPARK_JARS",
             jars::of_spark(settings).display().to_string(),
+        ),
+        (
+            "ASSAY_TEST_JDBC",
+            jars::of_jdbc(settings).display().to_string(),
         ),
     ]
 }

@@ -2,6 +2,8 @@
 
 use tokio_postgres::{Client, NoTls};
 
+use super::quoted;
+
 /// A row to write; `None` deletes the row of this id.
 pub type Write<'a> = (i64, Option<[&'a str; 4]>);
 
@@ -38,7 +40,7 @@ impl TweetWriter {
                 tracing::warn!(%error, "the connection to PostgreSQL ended");
             }
         });
-        let table = quote(table);
+        let table = quoted(table);
         let create = format!(
             "create table if not exists {table} \
              (id bigint primary key, date text, \"user\" text, text text, sentiment text)"
@@ -96,12 +98,4 @@ impl TweetWriter {
         })?;
         Ok(row.get(0))
     }
-}
-
-/// Quotes a table's name, with its schema if it has one, as PostgreSQL does.
-fn quote(table: &str) -> String {
-    let parts = table
-        .split('.')
-        .map(|part| format!("\"{}\"", part.replace('"', "\"\"")));
-    parts.collect::<Vec<_>>().join(".")
 }
