@@ -67,8 +67,9 @@ impl Mirrored {
 
     fn rows(&self) -> Rows {
         let sql = format!(
-            "select mention, negative, neutral, positive, extract(epoch from min_timestamp)::int8, \
-             extract(epoch from max_timestamp)::int8 from {}",
+            "select mention, coalesce(negative, -1), coalesce(neutral, -1), coalesce(positive, -1), \
+             coalesce(extract(epoch from min_timestamp), -1)::int8, \
+             coalesce(extract(epoch from max_timestamp), -1)::int8 from {}",
             self.table
         );
         let rows = self.runtime.block_on(self.client.query(&sql, &[])).unwrap();

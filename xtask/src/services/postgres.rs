@@ -96,7 +96,7 @@ pub(super) fn prepare(settings: &Settings) -> Outcome<Command> {
     let home = home(settings)?;
     refuse_foreign(&home, account)?;
     // Written when the cluster is whole: without it a killed run left half of one.
-    let complete = home.join("complete-with-certificate");
+    let complete = home.join("complete-with-own-certificate");
     if !complete.exists() {
         make_home(&home, account)?;
         make_cluster(settings, &home, account)?;
@@ -159,6 +159,7 @@ fn make_certificate(settings: &Settings, home: &Path, account: Option<Account>) 
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes"])
         .args(["-days", "3650", "-subj", "/CN=localhost"])
         .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-out")
         .arg(certificate(home))
         .arg("-keyout")
