@@ -164,3 +164,55 @@ impl Drop for ChangeStream {
         self.peeker.send(Ask::Cancel(self.number));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+    use crate::query::peek::peeker;
+
+    /// Changes of these epochs, as a worker tells them.
+    fn told(worker: usize, before: Option<Epoch>, epochs: Vec<i64>) -> ChangesPart {
+        let schema = Schema::new(vec![Field::new(EPOCH, DataType::Int64, false)]);
+        let epochs = Arc::new(Int64Array::from(epochs));
+        ChangesPart {
+            worker,
+            before,
+            changes: RecordBatch::try_new(Arc::new(schema), vec![epochs]).unwrap(),
+        }
+    }
+
+    fn stream(workers: usize) -> (ChangesSender, ChangeStream, super::super::Asks) {
+        let (peeker, asks) = peeker();
+        asks.shared.workers.set(workers).unwrap();
+        let (sender, parts) = channel();
+        (sender, ChangeStream::new(peeker, 0, 0, parts), asks)
+    }
+
+    #[tokio::test]
+    async fn an_epoch_is_told_once_all_workers_have_told_it() {
+        let (sender, mut stream, _asks) = stream(2);
+        assert!(sender.send(told(0, Some(4), vec![1, 3])));
+        assert!(sender.send(told(1, Some(3), vec![1, 2])));
+        let first = stream.next().await.unwrap().unwrap();
+        assert_eq!((first.complete, first.batches.len()), (2, 3));
+        assert!(sender.send(told(1, None, vec![])));
+        let second = stream.next().await.unwrap().unwrap();
+        assert_eq!((second.complete, second.batches.len()), (3, 1));
+        assert!(sender.send(told(0, None, vec![5])));
+        let last = stream.next().await.unwrap().unwrap();
+        assert_eq!((last.complete, last.batches.len()), (5, 1));
+        drop(sender);
+        assert!(stream.next().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn whoever_falls_behind_is_let_go() {
+        let (sender, mut stream, _asks) = stream(1);
+        assert!(sender.send(told(0, Some(2), vec![1; MOST_WAITING])));
+        assert!(!sender.send(told(0, Some(3), vec![2])));
+        assert!(stream.next().await.unwrap().is_some());
+        assert_eq!(stream.next().await.unwrap_err(), FollowError::TooSlow);
+    }
+}

@@ -336,7 +336,7 @@ enum Verdict {
     /// It is to read relations by and by: cursors with their queries.
     Declares(Vec<(String, Statement)>),
     /// It sets something of the session, said as the hook for that understands it.
-    Sets(Set),
+    Sets(Box<Set>),
     /// It concerns the session alone.
     Session,
     /// It clears what drivers keep by name, of which nothing is kept.
@@ -358,7 +358,7 @@ fn judge(statement: &Statement) -> Result<Verdict, (&'static str, String)> {
             let message = "the engine's settings are not yours to set".to_owned();
             Err((codes::INSUFFICIENT_PRIVILEGE, message))
         }
-        Statement::Set(set) => Ok(Verdict::Sets(plainly(set.clone()))),
+        Statement::Set(set) => Ok(Verdict::Sets(Box::new(plainly(set.clone())))),
         Statement::ShowVariable { .. }
         | Statement::ShowTables { .. }
         | Statement::ShowColumns { .. }
@@ -528,7 +528,7 @@ impl QueryHook for Guard {
             Ok(Verdict::Reads) => self.answer(context, statement, client).await,
             Ok(Verdict::Declares(cursors)) => self.declare(context, cursors, client).await,
             Ok(Verdict::Sets(set)) => {
-                let set = Statement::Set(set);
+                let set = Statement::Set(*set);
                 return SetShowHook.handle_simple_query(&set, context, client).await;
             }
             Ok(Verdict::Session) => Ok(None),
