@@ -18,7 +18,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("rdkafka", &["benches", "connectors"]),
     ("reqwest", &["connectors"]),
     ("deltalake", &["connectors"]),
-    ("tokio-postgres", &["assay", "connectors"]),
+    ("tokio-postgres", &["assay", "benches", "connectors"]),
     ("tract-onnx", &["models"]),
     ("tokenizers", &["models"]),
     ("datafusion", &["sql"]),
