@@ -8,7 +8,9 @@ use arrow::compute::interleave_record_batch;
 use arrow::datatypes::Int64Type;
 use arrow::error::ArrowError;
 use connectors::postgres::{Mirror, MirrorError, MirrorSettings, keys};
+use dataflows::change::Epoch;
 use dataflows::index::{DIFF, Selection};
+use serde_json::Value;
 use sql::ReadError;
 
 use crate::metrics;
@@ -17,9 +19,6 @@ use crate::wire::Process;
 
 /// How long to wait before the first new attempt, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
-/// How often it is looked whether the sources have been read to their end.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Which relation is mirrored where.
 #[derive(Clone, Debug)]
@@ -45,7 +44,9 @@ enum Failure {
 
 /// Mirrors until the process ends. Whatever fails is begun anew, with a comparison.
 pub async fn run(plan: MirrorPlan, process: std::sync::Arc<Process>, peeker: Peeker) {
-    caught_up(&process).await;
+    if caught_up(&process, &peeker).await.is_err() {
+        return;
+    }
     let mut pause = PAUSES.0;
     loop {
         match follow(&plan, &peeker, &mut pause).await {
@@ -64,24 +65,33 @@ pub async fn run(plan: MirrorPlan, process: std::sync::Arc<Process>, peeker: Pee
 
 const SINK: &str = "postgres";
 
-/// Waits until all processes have read their sources to the end: until then, rows are missing that the
-/// mirror may hold already, and would lose for a while.
-async fn caught_up(process: &Process) {
+/// Waits until all processes have read their sources to the end and the dataflow shows it: until then, rows
+/// are missing that the mirror may hold already, and would lose for a while.
+///
+/// # Errors
+/// If the dataflow has ended.
+async fn caught_up(process: &Process, peeker: &Peeker) -> Result<(), ReadError> {
     let processes = process.plan().cluster.hosts.len().max(1);
     let mut statuses = process.statuses().follow();
     loop {
-        let all = statuses.borrow_and_update()["processes"]
-            .as_array()
-            .is_some_and(|told| {
-                let caught_up = |told: &serde_json::Value| told["source"]["caught_up"] == true;
-                told.len() == processes && told.iter().all(caught_up)
-            });
-        if all {
-            return;
+        let told = read_to_end_at(&statuses.borrow_and_update());
+        if told.len() == processes
+            && let Some(ends) = told.into_iter().collect::<Option<Vec<_>>>()
+            && let Some(end) = ends.into_iter().max()
+            && peeker.pin(Vec::new()).await? >= end
+        {
+            return Ok(());
         }
-        // The statuses live as long as the process.
-        let _ = tokio::time::timeout(LOOK, statuses.changed()).await;
+        // The statuses live as long as the process, which tells of itself once a second.
+        let _ = statuses.changed().await;
     }
+}
+
+/// The epoch at which each process that tells of itself had read its source to the end, if it has.
+fn read_to_end_at(status: &Value) -> Vec<Option<Epoch>> {
+    let told = status["processes"].as_array().into_iter().flatten();
+    told.map(|told| told["source"]["caught_up_at"].as_u64())
+        .collect()
 }
 
 /// Compares the table with the relation, and then writes what changes; returns when the dataflow has

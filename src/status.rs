@@ -1,12 +1,15 @@
 //! What each process tells of itself, once a second, to all processes: any of them can be asked about all.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use dataflows::pipelines::mentions::RELATIONS;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::now_ms;
+use crate::wire::{Process, Reading};
+use crate::{metrics, now_ms};
 
 /// Samples that are kept: a quarter of an hour.
 const KEPT: usize = 180;
@@ -49,9 +52,9 @@ impl Statuses {
     }
 
     /// All processes now, in JSON.
-    pub fn now(&self) -> String {
+    pub fn now(&self) -> Value {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.now().to_string()
+        told.now()
     }
 
     /// Samples of the last quarter of an hour, the oldest first.
@@ -71,4 +74,59 @@ impl Told {
         let processes: Vec<_> = self.processes.values().collect();
         json!({ "time": now_ms(), "processes": processes })
     }
+}
+
+/// What a process tells of itself.
+pub fn of(process: &Process) -> Value {
+    let plan = process.plan();
+    let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let stages = RELATIONS.iter().filter_map(|name| {
+        let stage = process.progress().stage(name)?;
+        Some(json!({
+            "name": name,
+            "inserted": load(&stage.inserted),
+            "retracted": load(&stage.retracted),
+            "busy_ms": load(&stage.busy_us) / 1_000,
+            "lag_ms": load(&stage.lag_ms),
+        }))
+    });
+    let scoring = process.scoring().map(|scoring| {
+        json!({
+            "scored": scoring.scored,
+            "waiting": scoring.waiting,
+            "busy_ms": metrics::inference_ms(),
+        })
+    });
+    let checkpoint = metrics::last_checkpoint();
+    json!({
+        "process": plan.cluster.process,
+        "workers": plan.cluster.workers,
+        "started": process.started(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "memory_bytes": metrics::resident_bytes(),
+        "read": process.progress().read(),
+        "source": {
+            "kind": plan.source.kind(),
+            "state": match process.reading() {
+                Reading::On => "on",
+                Reading::Paused => "paused",
+                Reading::TooManyRejects => "too many rejects",
+            },
+            "caught_up_at": *process.watch_caught_up().borrow(),
+            "partitions": partitions(process),
+        },
+        "stages": stages.collect::<Vec<_>>(),
+        "scoring": scoring,
+        "checkpoint": checkpoint.map(|(epoch, took)| json!({
+            "epoch": epoch,
+            "took_ms": took.as_millis() as u64,
+        })),
+    })
+}
+
+/// How many messages wait in each partition that a process reads.
+pub fn partitions(process: &Process) -> Vec<Value> {
+    let lags = process.lags().into_iter();
+    lags.map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }))
+        .collect()
 }

@@ -14,7 +14,7 @@ use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Format;
 use dataflows::intake::FormatNow;
-use dataflows::pipelines::mentions::{self, Bronze, RELATIONS};
+use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
     Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
     Score, Sink, StoredFile, Written,
@@ -26,7 +26,6 @@ use models::pool::{Answer, Pool, PoolStatistics, Watcher};
 use models::{ModelError, Prediction};
 use roaring::RoaringBitmap;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -242,57 +241,6 @@ impl Process {
     /// What all processes tell of themselves.
     pub fn statuses(&self) -> &Statuses {
         &self.statuses
-    }
-
-    /// What this process tells of itself.
-    pub fn status(&self) -> Value {
-        let plan = &self.plan;
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let stages = RELATIONS.iter().filter_map(|name| {
-            let stage = self.progress.stage(name)?;
-            Some(json!({
-                "name": name,
-                "inserted": load(&stage.inserted),
-                "retracted": load(&stage.retracted),
-                "busy_ms": load(&stage.busy_us) / 1_000,
-                "lag_ms": load(&stage.lag_ms),
-            }))
-        });
-        let partitions = self.lags().into_iter();
-        let partitions = partitions
-            .map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }));
-        let scoring = self.scoring().map(|scoring| {
-            json!({
-                "scored": scoring.scored,
-                "waiting": scoring.waiting,
-                "busy_ms": metrics::inference_ms(),
-            })
-        });
-        let checkpoint = metrics::last_checkpoint();
-        json!({
-            "process": plan.cluster.process,
-            "workers": plan.cluster.workers,
-            "started": self.started,
-            "version": env!("CARGO_PKG_VERSION"),
-            "memory_bytes": metrics::resident_bytes(),
-            "read": self.progress.read(),
-            "source": {
-                "kind": plan.source.kind(),
-                "state": match self.reading() {
-                    Reading::On => "on",
-                    Reading::Paused => "paused",
-                    Reading::TooManyRejects => "too many rejects",
-                },
-                "caught_up": self.caught_up.borrow().is_some(),
-                "partitions": partitions.collect::<Vec<_>>(),
-            },
-            "stages": stages.collect::<Vec<_>>(),
-            "scoring": scoring,
-            "checkpoint": checkpoint.map(|(epoch, took)| json!({
-                "epoch": epoch,
-                "took_ms": took.as_millis() as u64,
-            })),
-        })
     }
 
     /// Counts for people.

@@ -14,7 +14,7 @@ use timely::worker::Worker;
 use crate::ingest::Ingest;
 use crate::query::peek::{Answering, Asks, Order};
 use crate::wire::{Process, Reading};
-use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms, stages};
+use crate::{EXIT_FAILURE, EXIT_USAGE, give_up, metrics, now_ms, stages, status};
 
 /// How long a worker sleeps when nothing is to be done; whatever brings work wakes it.
 const REST: Duration = Duration::from_millis(50);
@@ -232,7 +232,7 @@ impl Turns {
         }
         self.next_status = Instant::now() + STATUS_INTERVAL;
         let process = self.process.plan().cluster.process;
-        let status = self.process.status().to_string();
+        let status = status::of(&self.process).to_string();
         self.answering.order(Order::Status(process, status));
     }
 

@@ -10,7 +10,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use support::numbers::Numbers;
 use support::{PATIENCE, Running, Site};
@@ -174,6 +174,38 @@ fn a_mirror_is_never_half_an_epoch() {
         }
     }
     running.stop();
+}
+
+#[test]
+fn a_restart_that_reads_and_scores_everything_again_takes_nothing_away() {
+    let mirrored = Mirrored::make();
+    let site = Site::new("[tables]\nenabled = false\n[model]\nthreads = 1\n");
+    const ROWS: usize = 200;
+    // Long texts, so that scoring takes longer than reading.
+    let long = "hears of everything there is to hear of and more ".repeat(4);
+    for number in 0..ROWS {
+        let text = format!("@user{number} {long} {number}");
+        site.tweet(&format!("{number}.json"), &text);
+    }
+    let follows = |running: &Running| running.log().contains("the mirror in PostgreSQL follows");
+    let running = site.start_with(&[], &mirrored.variables());
+    running.wait_for("the mirror", || mirrored.rows().len() == ROWS);
+    running.stop();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let least = scope.spawn(|| {
+            let mut least = ROWS;
+            while !done.load(Ordering::Relaxed) {
+                least = least.min(mirrored.rows().len());
+            }
+            least
+        });
+        let running = site.start_with(&[], &mirrored.variables());
+        running.wait_for("the mirror to follow again", || follows(&running));
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(least.join().unwrap(), ROWS);
+        running.stop();
+    });
 }
 
 #[test]

@@ -167,7 +167,7 @@ class Overview {
     const { processes } = now;
     const sources = processes.map((process) => process.source).filter(Boolean);
     const states = [...new Set(sources.map((source) => source.state))];
-    const caughtUp = sources.every((source) => source.caught_up);
+    const caughtUp = sources.every((source) => source.caught_up_at);
     const checkpoint = processes
       .map((process) => process.checkpoint)
       .filter(Boolean)
@@ -410,7 +410,7 @@ class Source {
       read,
       kind: source?.kind,
       state: source?.state,
-      up: source?.caught_up,
+      up: source?.caught_up_at,
       waiting: sum((source?.partitions ?? []).map((partition) => partition.waiting)),
     }));
     reconcile(
