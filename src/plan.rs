@@ -443,15 +443,7 @@ impl Check<'_> {
             return Encoding::Json;
         };
         let key = "source.kafka.registry.authority_file";
-        let named = !registry.authority_file.as_os_str().is_empty();
-        let authority = named.then(|| folder.join(&registry.authority_file));
-        let authority = authority.and_then(|file| {
-            let read = std::fs::read(&file);
-            read.map_err(|error| {
-                self.mistake(key, format!("cannot read {}: {error}", file.display()))
-            })
-            .ok()
-        });
+        let authority = self.bytes(key, &registry.authority_file, folder);
         let password = || registry.password.clone();
         let user = (!registry.user.is_empty()).then(|| (registry.user.clone(), password()));
         let registry = Registry::new(connectors::registry::RegistrySettings {
@@ -643,15 +635,8 @@ impl Check<'_> {
             "sink.postgres.enabled",
             "a mirror reads relations as queries do: set server.enabled",
         );
-        const KEY: &str = "sink.postgres.authority_file";
-        let named = !mirror.authority_file.as_os_str().is_empty();
-        let authority = named.then(|| folder.join(&mirror.authority_file));
-        let authority = authority.and_then(|file| {
-            let read = std::fs::read(&file);
-            let refused =
-                |error| self.mistake(KEY, format!("cannot read {}: {error}", file.display()));
-            read.map_err(refused).ok()
-        });
+        let key = "sink.postgres.authority_file";
+        let authority = self.bytes(key, &mirror.authority_file, folder);
         Some(MirrorPlan {
             relation: mirror.relation.clone(),
             settings: MirrorSettings {
@@ -661,6 +646,16 @@ impl Check<'_> {
                 authority,
             },
         })
+    }
+
+    /// What a file holds that may not be named.
+    fn bytes(&mut self, key: &str, file: &Path, folder: &Path) -> Option<Vec<u8>> {
+        if file.as_os_str().is_empty() {
+            return None;
+        }
+        let file = folder.join(file);
+        let refused = |error| self.mistake(key, format!("cannot read {}: {error}", file.display()));
+        std::fs::read(&file).map_err(refused).ok()
     }
 
     /// The lines of a file that may not be named; those that are empty or begin with # left out.

@@ -247,15 +247,24 @@ fn deliveries(
     let server = running.server();
     // Ends with the process; a failure shows by silence.
     thread::spawn(move || {
-        server.follow("bronze", Some(&format!("key = '{MARKER}'")), |_, data| {
-            let changes = data["changes"].as_array().into_iter().flatten();
-            for change in changes.filter(|change| change["diff"] == 1) {
-                heard.send((change["row"]["text"].to_string(), Instant::now()))?;
-            }
-            Ok(())
-        })
+        server.follow(
+            "bronze",
+            Some(&format!("key = '{MARKER}'")),
+            |event, data| {
+                if event == "snapshot" {
+                    heard.send((event.to_owned(), Instant::now()))?;
+                }
+                let changes = data["changes"].as_array().into_iter().flatten();
+                for change in changes.filter(|change| change["diff"] == 1) {
+                    heard.send((change["row"]["text"].to_string(), Instant::now()))?;
+                }
+                Ok(())
+            },
+        )
     });
-    thread::sleep(Duration::from_secs(1));
+    hears
+        .recv_timeout(PATIENCE)
+        .context("no snapshot was told")?;
     let (started, mut times) = (Instant::now(), Vec::new());
     while started.elapsed() < time {
         let text = format!("number {}", times.len());

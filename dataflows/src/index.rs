@@ -14,6 +14,7 @@ use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::cursor::CursorList;
 use differential_dataflow::trace::implementations::ValSpine;
 use differential_dataflow::trace::{BatchReader, Cursor, Navigable, TraceReader};
+use foldhash::{HashSet, HashSetExt};
 use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::Probe as _;
 use timely::dataflow::operators::probe::Handle as Probe;
@@ -307,7 +308,8 @@ struct Wanted {
     look_up: usize,
     /// The places of the values in order, each once; none for all rows.
     places: Option<VecDeque<u64>>,
-    values: Vec<String>,
+    /// In lower case if any case is meant.
+    values: HashSet<String>,
     any_case: bool,
 }
 
@@ -317,7 +319,7 @@ impl Wanted {
             return Self {
                 look_up: 0,
                 places: None,
-                values: Vec::new(),
+                values: HashSet::new(),
                 any_case: false,
             };
         };
@@ -337,17 +339,18 @@ impl Wanted {
         Self {
             look_up,
             places: Some(places.into()),
-            values: asked.values.clone(),
+            values: match asked.any_case {
+                true => values.iter().map(|value| value.to_lowercase()).collect(),
+                false => values.iter().cloned().collect(),
+            },
             any_case: asked.any_case,
         }
     }
 
     fn holds<D: Record>(&self, row: &D) -> bool {
-        let found = |value: &str| {
-            self.values.iter().any(|wanted| match self.any_case {
-                true => wanted.to_lowercase() == value.to_lowercase(),
-                false => wanted == value,
-            })
+        let found = |value: &str| match self.any_case {
+            true => self.values.contains(&value.to_lowercase()),
+            false => self.values.contains(value),
         };
         self.places.is_none() || found(&row.look_up(self.look_up))
     }

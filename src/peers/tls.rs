@@ -53,11 +53,7 @@ pub enum TlsError {
 /// If a file cannot be used; the message names it.
 pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
     let shown = read_certificates(certificate)?;
-    let unfit = |why| TlsError::File {
-        file: key.display().to_string(),
-        why,
-    };
-    let key = PrivateKeyDer::from_pem_file(key).map_err(unfit)?;
+    let key = read_key(key)?;
     let accepting = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Certificate)?
@@ -75,11 +71,7 @@ impl Tls {
     /// If a file cannot be used; the message names it.
     pub fn read(certificate: &Path, key: &Path, authority: &Path) -> Result<Self, TlsError> {
         let shown = read_certificates(certificate)?;
-        let unfit = |why| TlsError::File {
-            file: key.display().to_string(),
-            why,
-        };
-        let key = PrivateKeyDer::from_pem_file(key).map_err(unfit)?;
+        let key = read_key(key)?;
         let mut authorities = RootCertStore::empty();
         for believed in read_certificates(authority)? {
             authorities.add(believed).map_err(TlsError::Certificate)?;
@@ -131,6 +123,14 @@ impl Tls {
     ) -> io::Result<server::TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
+}
+
+fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let unfit = |why| TlsError::File {
+        file: file.display().to_string(),
+        why,
+    };
+    PrivateKeyDer::from_pem_file(file).map_err(unfit)
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -71,13 +71,13 @@ impl Queries {
     /// The same.
     pub async fn rows(
         &self,
-        relation: &Relation,
+        relation: &str,
         condition: Option<&Condition>,
     ) -> Result<(Epoch, sql::AnswerStream), QueryError> {
-        let relations = self.pin(vec![relation.name.clone()]).await;
+        let relations = self.pin(vec![relation.to_owned()]).await;
         let relations = relations.map_err(QueryError::Read)?;
         let epoch = relations.epoch();
-        let rows = sql::rows(&relation.name, condition, relations, self.limits).await?;
+        let rows = sql::rows(relation, condition, relations, self.limits).await?;
         Ok((epoch, rows))
     }
 }

@@ -33,11 +33,11 @@ use dataflows::index::Selection;
 use futures::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
-use sql::{Condition, QueryError, ReadError, Relation, Snapshots};
+use sql::{Condition, QueryError, ReadError};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::parameters::Parameters;
-use super::{Refusal, Server, no_relation};
+use super::{Refusal, Server};
 use crate::query::peek::{ChangeStream, Changes, FollowError};
 
 /// Events that may wait for a client to take them; what comes meanwhile waits unformatted.
@@ -69,19 +69,16 @@ pub(super) async fn follow(
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
-    server.relation(&name)?;
-    let mut relations = server.queries.relations().into_iter();
-    let relation = relations.find(|relation| relation.name == name);
-    let relation = relation.ok_or_else(|| no_relation(&name))?;
+    let schema = &server.relation(&name)?.schema;
     let condition = asked.condition.as_deref();
-    let condition = condition.map(|text| Condition::parse(text, &relation.schema));
+    let condition = condition.map(|text| Condition::parse(text, schema));
     let condition = condition.transpose()?;
     // A browser that connects again tells the last event that it saw.
     let seen = headers.get("last-event-id");
     let seen = seen.and_then(|id| id.to_str().ok()?.parse().ok());
     let following = Following {
+        relation: name,
         server,
-        relation,
         condition,
         after: seen.or(asked.after),
         snapshot: asked.snapshot,
@@ -135,7 +132,7 @@ impl Told {
 /// Someone who follows a relation.
 struct Following {
     server: Server,
-    relation: Relation,
+    relation: String,
     condition: Option<Condition>,
     after: Option<Epoch>,
     snapshot: bool,
@@ -204,14 +201,14 @@ impl Following {
     }
 
     fn changes_after(&self, epoch: Epoch) -> ChangeStream {
-        let name = self.relation.name.clone();
+        let name = self.relation.clone();
         self.server.peeker.follow(epoch, name, Selection::default())
     }
 
     /// Tells the rows as they are, if that is wanted, and returns what changes after them.
     async fn begin(&self, sender: &Sender<Told>) -> Result<ChangeStream, End> {
         if !self.snapshot {
-            let named = vec![self.relation.name.clone()];
+            let named = vec![self.relation.clone()];
             let epoch = self.server.peeker.pin(named).await?;
             return Ok(self.changes_after(epoch));
         }

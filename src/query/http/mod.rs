@@ -52,8 +52,8 @@ use super::past;
 use super::peek::{Order, Peeker, Readable};
 use super::sql::Queries;
 use crate::checkpoint::store::TablesPlan;
-use crate::metrics;
 use crate::wire::{Process, Reading};
+use crate::{metrics, status};
 
 /// What answers need.
 #[derive(Clone)]
@@ -113,7 +113,7 @@ pub async fn serve(listener: TcpListener, server: Server, tokens: Tokens) {
         .route("/v1/relations/{name}/changes", get(changes::follow))
         .route("/v1/relations/{name}/diff", get(compare))
         .route("/v1/explain/{name}", get(explain::explain))
-        .route("/v1/status", get(status))
+        .route("/v1/status", get(tell_status))
         .route_layer(middleware::from_fn_with_state(tokens.clone(), access::ask));
     // A browser cannot send a header with a WebSocket: who opens this one shows the token inside.
     let live = get(live::open).with_state((server.clone(), tokens));
@@ -272,10 +272,7 @@ fn no_relation(name: &str) -> Refusal {
 }
 
 async fn tell_source(State(server): State<Server>) -> Json<Value> {
-    let lags = server.process.lags().into_iter();
-    let lags =
-        lags.map(|(partition, waiting)| json!({ "partition": &*partition, "waiting": waiting }));
-    let partitions: Vec<_> = lags.collect();
+    let partitions = status::partitions(&server.process);
     Json(json!({ "paused": server.process.reading() != Reading::On, "partitions": partitions }))
 }
 
@@ -294,9 +291,8 @@ async fn retry_rejects(State(server): State<Server>) -> Json<Value> {
     Json(json!({ "ordered": "retry" }))
 }
 
-async fn status(State(server): State<Server>) -> Response {
-    let status = server.process.statuses().now();
-    ([(header::CONTENT_TYPE, "application/json")], status).into_response()
+async fn tell_status(State(server): State<Server>) -> Json<Value> {
+    Json(server.process.statuses().now())
 }
 
 async fn list(State(server): State<Server>) -> Json<Value> {

@@ -188,13 +188,12 @@ impl Peeker {
             relation,
             selection,
         };
-        // If the worker is gone, the other end of the channel goes too, which tells.
-        let _ = self.asks.send(Ask::Read {
+        // If the worker is gone, the other end of the channel goes too, which tells; so it does below.
+        self.send(Ask::Read {
             number,
             read,
             rows: sender,
         });
-        self.wake();
         RowStream {
             peeker: self.clone(),
             number,
@@ -211,13 +210,11 @@ impl Peeker {
             relation,
             selection,
         };
-        // The same.
-        let _ = self.asks.send(Ask::Follow {
+        self.send(Ask::Follow {
             number,
             follow,
             changes,
         });
-        self.wake();
         ChangeStream::new(self.clone(), number, after, parts)
     }
 

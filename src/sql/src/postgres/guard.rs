@@ -34,7 +34,6 @@ pub(super) struct Guard {
 }
 
 /// What is to be done with a statement.
-#[derive(Debug, PartialEq)]
 enum Verdict {
     /// It reads relations.
     Reads,
