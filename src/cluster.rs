@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
@@ -17,6 +18,8 @@ use timely::{CommunicationConfig, WorkerConfig};
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::checkpoint::store::StoreError;
 use crate::peers::{self, Bridges, PeerError};
@@ -25,7 +28,7 @@ use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::query::sql::Queries;
 use crate::wire::Process;
-use crate::{Stop, metrics, mirror, worker};
+use crate::{Stop, metrics, sinks, worker};
 
 /// Why nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +119,11 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         metrics,
     );
     let address = serve(&runtime, process.plan(), server)?;
-    if let Some(mirror) = process.plan().mirror.clone().filter(|_| first) {
-        runtime.spawn(mirror::run(mirror, Arc::clone(&process), peeker.clone()));
+    let sinks = process.plan().sinks.iter().filter(|_| first);
+    let mut following = JoinSet::new();
+    for sink in sinks {
+        let following_sink = sinks::run(sink.clone(), Arc::clone(&process), peeker.clone());
+        following.spawn_on(following_sink, runtime.handle());
     }
     runtime.spawn(stop_on_signal(peeker.clone()));
     let caught_up = process.watch_caught_up();
@@ -132,10 +138,26 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
     std::thread::spawn(move || beside(running));
     run_workers(&process, asks)?;
     process.close_tables();
+    if !process.sinks_are_behind() {
+        runtime.block_on(end_sinks(following));
+    }
     // A query may be under way, and is not waited for.
     threads.shutdown_background();
     Ok(())
 }
+
+/// Waits until sinks show the last epoch, or for a while.
+async fn end_sinks(mut following: JoinSet<()>) {
+    let ended = async { while following.join_next().await.is_some() {} };
+    if timeout(SINKS_TIMEOUT, ended).await.is_err() {
+        tracing::warn!(
+            "a sink does not show the last epoch; the next start writes what is missing"
+        );
+    }
+}
+
+/// How long a stop may be held up by those who take the last epoch.
+const SINKS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Threads that answer queries. Two, so that a long query does not keep a short one waiting, and so few
 /// that queries cannot take all cores from the stream.

@@ -11,6 +11,8 @@ use dataflows::envelope::UNAVAILABLE;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::sinks::Envelope;
+
 /// The commented configuration with every default.
 pub const TEMPLATE: &str = include_str!("mentions.toml");
 
@@ -281,6 +283,37 @@ impl Default for PostgresSettings {
 pub struct SinkSettings {
     /// A table of PostgreSQL.
     pub postgres: MirrorSettings,
+    /// A topic of Kafka.
+    pub kafka: PublisherSettings,
+}
+
+/// A topic of Kafka that tells what changes in a relation.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublisherSettings {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// The relation.
+    pub relation: String,
+    /// The topic.
+    pub topic: String,
+    /// The shape of its messages.
+    pub format: Envelope,
+    /// The client's properties, under librdkafka's names.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for PublisherSettings {
+    fn default() -> Self {
+        let brokers = ("bootstrap.servers".to_owned(), "127.0.0.1:9092".to_owned());
+        Self {
+            enabled: false,
+            relation: "mention_sentiment".to_owned(),
+            topic: "mention_sentiment".to_owned(),
+            format: Envelope::default(),
+            properties: BTreeMap::from([brokers]),
+        }
+    }
 }
 
 /// A table of PostgreSQL that mirrors a relation.
@@ -474,8 +507,8 @@ pub fn read(
 fn key_path(name: &str) -> Vec<String> {
     let mut path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
     if let [section, kind, properties, property] = path.as_mut_slice()
-        && (section.as_str(), kind.as_str(), properties.as_str())
-            == ("source", "kafka", "properties")
+        && ["source", "sink"].contains(&section.as_str())
+        && (kind.as_str(), properties.as_str()) == ("kafka", "properties")
     {
         *property = property.replace('_', ".");
     }

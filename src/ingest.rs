@@ -84,9 +84,10 @@ impl Reader {
             let epoch = self.close_epoch()?;
             if caught_up && !was_caught_up {
                 process.caught_up(epoch);
-                if process.plan().until_idle {
-                    break;
-                }
+            }
+            // A sink reads what it has to show from the dataflow, which ends with its sources.
+            if caught_up && process.plan().until_idle && !process.sinks_are_behind() {
+                break;
             }
             if Instant::now() >= next_report {
                 next_report = Instant::now() + REPORT_INTERVAL;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::delta::{Deletes, TableError, TablesFolder};
-use connectors::kafka::KafkaSettings;
+use connectors::kafka::{KafkaSettings, TopicSettings};
 use connectors::postgres::MirrorSettings;
 use connectors::registry::Registry;
 use dataflows::envelope::{Encoding, Envelope, Format};
@@ -26,11 +26,11 @@ use crate::checkpoint::store::TablesPlan;
 use crate::config::{
     self, KafkaEncoding, KafkaFormat, RegistrySettings, Settings, SourceKind, line_of,
 };
-use crate::mirror::MirrorPlan;
 use crate::peers::tls::Tls;
 use crate::peers::{self, Secret};
 use crate::query::http::Tokens;
 use crate::schemas::RegistrySchemas;
+use crate::sinks::{MirrorPlan, PublisherPlan, SinkPlan};
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -55,8 +55,8 @@ pub struct Plan {
     pub checkpoint_interval_ms: u64,
     /// How queries are answered, or `None` to answer none.
     pub server: Option<ServerPlan>,
-    /// What is kept equal to a relation in PostgreSQL, if anything is.
-    pub mirror: Option<MirrorPlan>,
+    /// What is kept equal to a relation outside.
+    pub sinks: Vec<SinkPlan>,
     /// The processes and workers.
     pub cluster: ClusterPlan,
     /// Whether to end when the source has been read to its end.
@@ -67,6 +67,16 @@ pub struct Plan {
 
 /// The relations whose rows are told apart by their first column.
 const MIRRORED: [&str; 3] = ["mention_sentiment", "users", "bronze"];
+
+/// The relations whose rows are told apart by their first columns, and by how many. Those of silver and gold
+/// are not told apart by anything: who is mentioned twice in a text has two equal rows.
+const PUBLISHED: [(&str, usize); 5] = [
+    ("mention_sentiment", 1),
+    ("users", 1),
+    ("bronze", 1),
+    ("scores", 2),
+    ("accuracy", 3),
+];
 
 /// How queries are answered.
 #[derive(Clone, Debug)]
@@ -313,7 +323,7 @@ impl Plan {
             tables: check.tables(settings, folder),
             checkpoint_interval_ms: interval.saturating_mul(1_000),
             server: check.server(settings, folder),
-            mirror: check.mirror(settings, folder),
+            sinks: check.sinks(settings, folder),
             cluster: check.cluster(settings, overrides, folder),
             until_idle: overrides.until_idle,
             file: None,
@@ -615,6 +625,58 @@ impl Check<'_> {
         }
     }
 
+    fn sinks(&mut self, settings: &Settings, folder: &Path) -> Vec<SinkPlan> {
+        let mirror = self.mirror(settings, folder).map(SinkPlan::Postgres);
+        let publisher = self.publisher(settings).map(SinkPlan::Kafka);
+        let sinks: Vec<_> = mirror.into_iter().chain(publisher).collect();
+        self.require(
+            sinks.is_empty() || settings.server.enabled,
+            "sink",
+            "sinks read relations as queries do: set server.enabled",
+        );
+        sinks
+    }
+
+    fn publisher(&mut self, settings: &Settings) -> Option<PublisherPlan> {
+        let publisher = &settings.sink.kafka;
+        if !publisher.enabled {
+            return None;
+        }
+        let brokers = publisher.properties.contains_key("bootstrap.servers");
+        let message = "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
+        self.require(brokers, "sink.kafka.properties", message);
+        let topic = &publisher.topic;
+        self.require(!topic.is_empty(), "sink.kafka.topic", "name a topic");
+        if settings.source.kind == SourceKind::Kafka {
+            let topics = &settings.source.kafka.topics;
+            let read = topics.iter().any(|source| {
+                // An expression that is none is told of elsewhere.
+                regex::Regex::new(&exactly(source)).is_ok_and(|source| source.is_match(topic))
+            });
+            let message = format!("\"{topic}\" is one of source.kafka.topics; name another");
+            self.require(!read, "sink.kafka.topic", message);
+        }
+        let mut published = PUBLISHED.iter();
+        let Some((relation, key_columns)) =
+            published.find(|(relation, _)| *relation == publisher.relation)
+        else {
+            let names: Vec<_> = PUBLISHED.iter().map(|(name, _)| *name).collect();
+            let message = format!("must be one of {}", names.join(", "));
+            self.mistake("sink.kafka.relation", message);
+            return None;
+        };
+        Some(PublisherPlan {
+            relation,
+            key_columns: *key_columns,
+            envelope: publisher.format,
+            settings: TopicSettings {
+                properties: publisher.properties.clone(),
+                topic: topic.clone(),
+                relation: publisher.relation.clone(),
+            },
+        })
+    }
+
     fn mirror(&mut self, settings: &Settings, folder: &Path) -> Option<MirrorPlan> {
         let mirror = &settings.sink.postgres;
         if !mirror.enabled {
@@ -629,11 +691,6 @@ impl Check<'_> {
             MIRRORED.contains(&mirror.relation.as_str()),
             "sink.postgres.relation",
             format!("must be one of {}", MIRRORED.join(", ")),
-        );
-        self.require(
-            settings.server.enabled,
-            "sink.postgres.enabled",
-            "a mirror reads relations as queries do: set server.enabled",
         );
         let key = "sink.postgres.authority_file";
         let authority = self.bytes(key, &mirror.authority_file, folder);
@@ -842,6 +899,26 @@ mod tests {
         let message = plan(text).unwrap_err();
         assert!(
             message.contains("enable.auto.commit") && message.contains("bootstrap.servers"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_topic_is_not_both_read_and_written() {
+        let plan = |topics: &str, relation: &str| {
+            plan(&format!(
+                "[source]\nkind = \"kafka\"\n[source.kafka]\ntopics = [\"{topics}\"]\n[sink.kafka]\n\
+                 enabled = true\ntopic = \"counts\"\nrelation = \"{relation}\"\n"
+            ))
+        };
+        assert!(plan("tweets", "users").is_ok());
+        for topics in ["counts", "^c.*"] {
+            let message = plan(topics, "users").unwrap_err();
+            assert!(message.contains("sink.kafka.topic"), "{message}");
+        }
+        let message = plan("tweets", "gold").unwrap_err();
+        assert!(
+            message.contains("mention_sentiment, users, bronze"),
             "{message}"
         );
     }

@@ -71,6 +71,8 @@ pub struct Process {
     /// When the process started, in milliseconds since 1970.
     started: u64,
     statuses: Statuses,
+    /// Cloned for each sink that does not follow its relation yet.
+    sinks_behind: Arc<()>,
 }
 
 /// Whether the source is read.
@@ -148,6 +150,7 @@ impl Process {
             lags: Mutex::default(),
             started: now_ms(),
             statuses: Statuses::default(),
+            sinks_behind: Arc::default(),
         })
     }
 
@@ -278,6 +281,16 @@ impl Process {
         if epochs.len() == self.plan.cluster.workers {
             self.caught_up.send_replace(epochs.iter().max().copied());
         }
+    }
+
+    /// To be held for a sink until it follows its relation.
+    pub fn sink_behind(&self) -> Arc<()> {
+        Arc::clone(&self.sinks_behind)
+    }
+
+    /// Whether a sink of this process does not follow its relation yet.
+    pub fn sinks_are_behind(&self) -> bool {
+        Arc::strong_count(&self.sinks_behind) > 1
     }
 
     /// Follows whether all sources of this process have been read to their end, and at which epoch.

@@ -27,7 +27,7 @@ const REST: Duration = Duration::from_millis(50);
 pub(crate) fn process(plan: &Plan, runtime: &Runtime) -> anyhow::Result<Arc<Process>> {
     let alone = Plan {
         server: None,
-        mirror: None,
+        sinks: Vec::new(),
         cluster: ClusterPlan {
             workers: 1,
             ..ClusterPlan::default()

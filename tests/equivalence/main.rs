@@ -400,7 +400,7 @@ fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
         }),
         checkpoint_interval_ms: INTERVAL,
         server: None,
-        mirror: None,
+        sinks: Vec::new(),
         cluster: ClusterPlan {
             workers,
             process: 0,

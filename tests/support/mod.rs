@@ -5,6 +5,7 @@
 pub(crate) mod buckets;
 pub(crate) mod numbers;
 pub(crate) mod services;
+pub(crate) mod topics;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,6 +13,7 @@ use std::io::{Read, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -95,7 +97,13 @@ impl Site {
         self.spawn("launch", arguments, &[])
     }
 
-    fn spawn(&self, command: &str, arguments: &[&str], variables: &[(&str, String)]) -> Running {
+    /// Starts the program and does not wait.
+    pub(crate) fn spawn(
+        &self,
+        command: &str,
+        arguments: &[&str],
+        variables: &[(&str, String)],
+    ) -> Running {
         let log = std::fs::File::create(self.path("log.txt")).unwrap();
         let config = self.path("assay.toml");
         let child = assay()
@@ -130,12 +138,17 @@ pub(crate) fn assay() -> Command {
     command
 }
 
+/// A port on which nobody listens, nor on the few after it: none of those that systems hand out by
+/// themselves, lest a connection made meanwhile take it.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let place = std::process::id() * 100 + CALLS.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (place % 1_200) as u16 * 8;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The program while it runs; killed when dropped.
