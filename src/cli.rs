@@ -20,7 +20,9 @@ use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
 use crate::query::client::Server;
 use crate::tables::{self, Order};
-use crate::{EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, monitor, query};
+use crate::{
+    EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, monitor, query, report,
+};
 
 /// Keeps scores and counts true while the data underneath them changes.
 #[derive(Debug, Parser)]
@@ -71,6 +73,20 @@ enum Command {
         after_help = "On a terminal a table that is painted again each second; elsewhere a line every ten seconds."
     )]
     Monitor(Asking),
+    /// Write what a running Assay knows as one page with charts.
+    #[command(
+        after_help = "The folder gets an index.html and a PNG image a chart. All of it is of one epoch.
+
+Example:
+  assay report --out report"
+    )]
+    Report {
+        /// The folder; made if there is none.
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        whom: Whom,
+    },
     /// Show what changed in a relation between two epochs or times.
     Diff(Diff),
     /// Pause a running Assay's source, read on, or tell how it is.
@@ -228,21 +244,28 @@ struct Explain {
     asking: Asking,
 }
 
-/// Whom to ask, and how to show the answer.
+/// Whom to ask.
 #[derive(Debug, Args)]
-struct Asking {
+struct Whom {
     /// Where Assay answers.
     #[arg(long, env = "ASSAY_SERVER", default_value = "http://127.0.0.1:8080")]
     server: String,
     /// The token to show, where tokens are asked for.
     #[arg(long, env = "ASSAY_TOKEN", hide_env_values = true)]
     token: Option<String>,
+}
+
+/// Whom to ask, and how to show the answer.
+#[derive(Debug, Args)]
+struct Asking {
+    #[command(flatten)]
+    whom: Whom,
     /// Print the answer as JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl Asking {
+impl Whom {
     fn server(&self) -> Server {
         Server {
             url: self.server.clone(),
@@ -427,8 +450,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Query(query) => show(&query.asking, |server| server.ask(&query.sql, query.at)),
         Command::Subscribe(subscribe) => follow_changes(&subscribe),
         Command::Explain(explain) => show_explained(&explain),
-        Command::Monitor(asking) => monitor::run(&asking.server(), asking.json)
-            .with_context(|| format!("cannot ask {}", asking.server)),
+        Command::Monitor(asking) => monitor::run(&asking.whom.server(), asking.json)
+            .with_context(|| format!("cannot ask {}", asking.whom.server)),
+        Command::Report { out, whom } => {
+            println!("{}", report::write(&whom.server(), &out)?);
+            Ok(())
+        }
         Command::Diff(diff) => show(&diff.asking, |server| {
             server.diff(
                 &diff.relation,
@@ -536,12 +563,13 @@ fn follow_changes(subscribe: &Subscribe) -> anyhow::Result<()> {
     let print = |name: &str, data: Value| print_changes(name, &data, asking.json);
     let condition = subscribe.condition.as_deref();
     let followed = asking
+        .whom
         .server()
         .follow(&subscribe.relation, condition, print);
     match followed {
         // Whoever reads what is printed has had enough, as of `| head`.
         Err(error) if is_broken_pipe(&error) => Ok(()),
-        followed => followed.with_context(|| format!("cannot follow at {}", asking.server)),
+        followed => followed.with_context(|| format!("cannot follow at {}", asking.whom.server)),
     }
 }
 
@@ -599,7 +627,8 @@ fn answer(
     asking: &Asking,
     ask: impl FnOnce(&Server) -> anyhow::Result<Value>,
 ) -> anyhow::Result<Value> {
-    let answer = ask(&asking.server()).with_context(|| format!("cannot ask {}", asking.server))?;
+    let answer =
+        ask(&asking.whom.server()).with_context(|| format!("cannot ask {}", asking.whom.server))?;
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => bail!("{error}"),
         None => Ok(answer),

@@ -13,6 +13,7 @@
 //! - [`doctor`]: looks at everything before anything runs.
 //! - [`demo`], [`generate`]: a pipeline to try without any data of one's own.
 
+pub mod charts;
 pub mod checkpoint;
 pub mod cli;
 pub mod cluster;
@@ -29,6 +30,7 @@ pub mod peers;
 pub mod plan;
 pub mod progress;
 pub mod query;
+pub mod report;
 pub mod schemas;
 pub mod sinks;
 pub mod stages;

@@ -410,3 +410,55 @@ fn tokens_are_asked_for_but_health_is_told() {
     assert!(answer.contains("one"), "{answer}");
     running.stop();
 }
+
+#[test]
+fn a_report_says_what_queries_say() {
+    let site = Site::new("[tables]\nenabled = false\n");
+    for number in 0..30 {
+        let text = format!("@user{} hears something wonderful", number % 3);
+        site.tweet(&format!("{number}.json"), &text);
+    }
+    // Neither a column that is empty nor a name that is markup upsets it.
+    let odd = r#"{"user": "<b>ada</b>", "text": "@odd & strange", "date": "2009-04-07T05:19:45Z"}"#;
+    std::fs::write(site.path("tweets").join("odd.json"), odd).unwrap();
+    std::fs::write(site.path("tweets").join("broken.json"), "{").unwrap();
+    let running = site.start(&[]);
+    let folder = site.path("report");
+    let server = format!("http://127.0.0.1:{}", running.port());
+    let report = || {
+        let mut command = assay();
+        command.args(["report", "--server", &server, "--out"]);
+        command.arg(&folder).output().unwrap()
+    };
+    let output = report();
+    assert!(output.status.success(), "{output:?}");
+    let page = std::fs::read_to_string(folder.join("index.html")).unwrap();
+    for shown in [
+        "<dt>Rows of bronze</dt><dd>31</dd>",
+        "<dt>Rejects</dt><dd>1</dd>",
+        "<th scope=\"row\">&lt;b&gt;ada&lt;/b&gt;</th><td>1</td><td>1</td><td>0</td>",
+        "<th scope=\"row\">sentiment</th><td>1</td><td>3.2 %</td>",
+        "<td>broken.json",
+    ] {
+        assert!(page.contains(shown), "{shown} is missing from {page}");
+    }
+    let mut charts = 0;
+    for part in page.split("<img src=\"").skip(1) {
+        let file = folder.join(part.split('"').next().unwrap());
+        let image = std::io::BufReader::new(std::fs::File::open(&file).unwrap());
+        let mut image = png::Decoder::new(image).read_info().unwrap();
+        let mut pixels = vec![0; image.output_buffer_size().unwrap()];
+        image.next_frame(&mut pixels).unwrap();
+        let dark = pixels.iter().filter(|part| **part < 128).count();
+        assert!(dark > 1_000, "{} is empty", file.display());
+        charts += 1;
+    }
+    assert!(charts >= 5, "{page}");
+    running.stop();
+    let output = report();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && told.contains("cannot ask"),
+        "{told}"
+    );
+}

@@ -1,5 +1,6 @@
 //! Models that turn texts into labels, and the threads they run on.
 //!
+//! - [`evaluation`]: what predicted labels are worth.
 //! - [`files`]: where a model comes from: a directory, or the one that is built in.
 //! - [`onnx`]: a text classifier in ONNX with a Hugging Face tokenizer, run by tract.
 //! - [`pool`]: batches of equal length on threads of their own.
@@ -7,6 +8,7 @@
 //! A score is a function of its text alone: a text is padded by a rule that looks at nothing else, and a
 //! batch holds texts of one length, in 32-bit floats, so a text gets the same score in any company.
 
+pub mod evaluation;
 pub mod files;
 pub mod onnx;
 pub mod pool;

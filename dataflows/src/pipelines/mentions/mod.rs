@@ -370,7 +370,8 @@ pub enum Polarity {
 }
 
 impl Polarity {
-    fn name(self) -> &'static str {
+    /// The label as Assay writes it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Negative => "negative",
             Self::Neutral => "neutral",

@@ -1,0 +1,159 @@
+//! What a model's labels are worth, beside the right ones.
+//!
+//! Precision, recall and F1 as in C. J. van Rijsbergen, Information Retrieval (1979), chapter 7. What is not
+//! defined, because a label was never predicted or never given, counts as 0 in the averages, so that a label
+//! that is never predicted shows.
+
+use std::collections::BTreeMap;
+
+/// How often each label was predicted where each was given.
+///
+/// ```
+/// use models::evaluation::Confusion;
+/// let mut confusion = Confusion::default();
+/// confusion.add("positive", "positive", 3);
+/// confusion.add("positive", "negative", 1);
+/// confusion.add("negative", "negative", 1);
+/// assert_eq!(confusion.accuracy(), 0.8);
+/// let scores = confusion.scores();
+/// assert_eq!((scores[0].label.as_str(), scores[0].precision, scores[0].recall), ("negative", 0.5, 1.0));
+/// assert_eq!(confusion.macro_average().recall, 0.875);
+/// assert_eq!(confusion.weighted_average().recall, 0.8);
+/// ```
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Confusion {
+    counts: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// How well one label is predicted, or all on average.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// The label.
+    pub label: String,
+    /// Of those predicted as this, the share that are; 0 if none is.
+    pub precision: f64,
+    /// Of those that are this, the share predicted as such; 0 if there is none.
+    pub recall: f64,
+    /// The harmonic mean of both.
+    pub f1: f64,
+    /// How many are this.
+    pub given: u64,
+}
+
+impl Confusion {
+    /// Counts some rows more with these labels.
+    pub fn add(&mut self, given: &str, predicted: &str, rows: u64) {
+        for label in [given, predicted] {
+            if !self.counts.contains_key(label) {
+                self.counts.insert(label.to_owned(), BTreeMap::new());
+            }
+        }
+        let of_given = self.counts.entry(given.to_owned()).or_default();
+        *of_given.entry(predicted.to_owned()).or_default() += rows;
+    }
+
+    /// All labels that were given or predicted, in order.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        self.counts.keys().map(String::as_str)
+    }
+
+    /// How many rows carry both labels.
+    pub fn count(&self, given: &str, predicted: &str) -> u64 {
+        let count = self.counts.get(given).and_then(|row| row.get(predicted));
+        count.copied().unwrap_or_default()
+    }
+
+    /// How many rows were given a label.
+    pub fn given(&self, label: &str) -> u64 {
+        self.labels().map(|other| self.count(label, other)).sum()
+    }
+
+    /// How many rows there are.
+    pub fn total(&self) -> u64 {
+        self.labels().map(|label| self.given(label)).sum()
+    }
+
+    /// The share of rows whose labels agree; 0 if there are none.
+    pub fn accuracy(&self) -> f64 {
+        let right = self.labels().map(|label| self.count(label, label)).sum();
+        share(right, self.total())
+    }
+
+    /// How well each label is predicted, in the order of [`Confusion::labels`].
+    pub fn scores(&self) -> Vec<Scores> {
+        let scores = self.labels().map(|label| {
+            let right = self.count(label, label);
+            let given = self.given(label);
+            let predicted = self.labels().map(|other| self.count(other, label)).sum();
+            Scores {
+                label: label.to_owned(),
+                precision: share(right, predicted),
+                recall: share(right, given),
+                f1: share(2 * right, predicted + given),
+                given,
+            }
+        });
+        scores.collect()
+    }
+
+    /// The mean over labels.
+    pub fn macro_average(&self) -> Scores {
+        self.average("macro average", |_| 1)
+    }
+
+    /// The mean over labels, each as often as it was given.
+    pub fn weighted_average(&self) -> Scores {
+        self.average("weighted average", |scores| scores.given)
+    }
+
+    fn average(&self, label: &str, weight: impl Fn(&Scores) -> u64) -> Scores {
+        let scores = self.scores();
+        let weights: u64 = scores.iter().map(&weight).sum();
+        let mean = |value: fn(&Scores) -> f64| {
+            let weighted = scores
+                .iter()
+                .map(|scores| value(scores) * weight(scores) as f64);
+            // A sum of nothing is 0, and stays so.
+            weighted.sum::<f64>() / weights.max(1) as f64
+        };
+        Scores {
+            label: label.to_owned(),
+            precision: mean(|scores| scores.precision),
+            recall: mean(|scores| scores.recall),
+            f1: mean(|scores| scores.f1),
+            given: self.total(),
+        }
+    }
+}
+
+fn share(part: u64, of: u64) -> f64 {
+    match of {
+        0 => 0.0,
+        of => part as f64 / of as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_scores_nothing() {
+        let nothing = Confusion::default();
+        assert_eq!((nothing.total(), nothing.accuracy()), (0, 0.0));
+        assert!(nothing.scores().is_empty());
+        assert_eq!(nothing.macro_average().f1, 0.0);
+    }
+
+    #[test]
+    fn a_label_that_is_never_predicted_pulls_the_average_down() {
+        let mut confusion = Confusion::default();
+        confusion.add("a", "a", 2);
+        confusion.add("b", "a", 2);
+        let average = confusion.macro_average();
+        assert_eq!((average.precision, average.recall), (0.25, 0.5));
+        assert_eq!(confusion.weighted_average().precision, 0.25);
+        let scores = confusion.scores();
+        assert!((scores[0].f1 - 2.0 / 3.0).abs() < 1e-12 && scores[1].f1 == 0.0);
+    }
+}
