@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::Instant;
 
 use dataflows::change::Epoch;
 use dataflows::index::{Index, Rows, Selection};
@@ -17,7 +18,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::batch::Batch;
 use super::changes::{ChangesPart, ChangesSender, FollowError};
-use super::{Ask, Asks, CREDIT, Follow, Order, REMEMBERED_MS, Read, Readable, RowsPart, WINDOW_MS};
+use super::window::Window;
+use super::{Ask, Asks, CREDIT, Follow, Order, REMEMBERED_MS, Read, Readable, RowsPart};
 
 /// Chunks that are read in one turn, of all reads together.
 const CHUNKS_A_TURN: usize = 4;
@@ -81,6 +83,7 @@ pub struct Answering {
     followers: BTreeMap<u64, ChangesSender>,
     /// The last epoch that was complete, for when there are no more.
     last_complete: Epoch,
+    window: Window,
 }
 
 type Queue<T> = Rc<RefCell<VecDeque<T>>>;
@@ -152,6 +155,7 @@ impl Answering {
             gathering: BTreeMap::new(),
             followers: BTreeMap::new(),
             last_complete: 0,
+            window: Window::new(Instant::now()),
         }
     }
 
@@ -210,7 +214,7 @@ impl Answering {
             return;
         };
         self.last_complete = self.last_complete.max(frontier.saturating_sub(1));
-        let readable = frontier.saturating_sub(WINDOW_MS);
+        let readable = self.window.readable(Instant::now(), frontier);
         let remembered = frontier.saturating_sub(REMEMBERED_MS);
         for index in &mut self.indexes {
             index.compact(readable, remembered);

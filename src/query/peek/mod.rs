@@ -15,12 +15,14 @@
 mod answering;
 mod batch;
 mod changes;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -35,8 +37,8 @@ pub use self::answering::Answering;
 use self::changes::ChangesSender;
 pub use self::changes::{ChangeStream, Changes, FollowError};
 
-/// How long a past epoch stays readable, in milliseconds: time enough to plan a query.
-const WINDOW_MS: u64 = 10_000;
+/// How long an epoch stays readable after a later one is complete: time enough to plan a query.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// For how long changes are remembered, in milliseconds, unless there are too many of them: whoever lost
 /// the connection can go on within this time.
