@@ -21,7 +21,7 @@ use crate::progress::Display;
 use crate::query::client::Server;
 use crate::tables::{self, Order};
 use crate::{
-    EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, monitor, query, report,
+    EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, model, monitor, query, report,
 };
 
 /// Keeps scores and counts true while the data underneath them changes.
@@ -87,6 +87,9 @@ Example:
         #[command(flatten)]
         whom: Whom,
     },
+    /// Look at a model before it is used.
+    #[command(subcommand)]
+    Model(ModelOrder),
     /// Show what changed in a relation between two epochs or times.
     Diff(Diff),
     /// Pause a running Assay's source, read on, or tell how it is.
@@ -350,6 +353,19 @@ How long earlier versions can be read is tables.history_hours. Files younger tha
 }
 
 #[derive(Debug, Subcommand)]
+enum ModelOrder {
+    /// Load a model, try it, and tell what it is.
+    #[command(after_help = "Examples:
+  assay model check models/mine
+  assay model check models/mine --label LABEL_1=positive")]
+    Check(model::Chosen),
+    /// Measure how fast a model is on this machine.
+    Bench(model::Bench),
+    /// Score labelled texts: precision, recall, F1, confusion matrix, calibration.
+    Eval(model::Eval),
+}
+
+#[derive(Debug, Subcommand)]
 enum Generate {
     /// Tweets by invented people, equal for equal seeds.
     Tweets(generate::Tweets),
@@ -456,6 +472,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", report::write(&whom.server(), &out)?);
             Ok(())
         }
+        Command::Model(ModelOrder::Check(chosen)) => model::check(&chosen),
+        Command::Model(ModelOrder::Bench(bench)) => model::bench(&bench),
+        Command::Model(ModelOrder::Eval(eval)) => model::eval(&eval),
         Command::Diff(diff) => show(&diff.asking, |server| {
             server.diff(
                 &diff.relation,

@@ -202,6 +202,8 @@ pub struct ModelSettings {
     pub directory: PathBuf,
     /// Scoring threads; 0 for one a core.
     pub threads: usize,
+    /// What some of its labels are to be called instead.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Where tables are kept.
@@ -420,6 +422,7 @@ impl Default for ModelSettings {
             enabled: true,
             directory: PathBuf::new(),
             threads: 0,
+            labels: BTreeMap::new(),
         }
     }
 }

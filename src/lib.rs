@@ -25,6 +25,7 @@ pub mod generate;
 pub mod ingest;
 pub mod launch;
 pub mod metrics;
+pub mod model;
 pub mod monitor;
 pub mod peers;
 pub mod plan;

@@ -1,5 +1,6 @@
 //! What will run: the settings checked as a whole, before anything starts.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::net::SocketAddr;
@@ -185,6 +186,8 @@ pub struct ModelPlan {
     pub directory: Option<PathBuf>,
     /// Scoring threads.
     pub threads: usize,
+    /// What some labels are to be called instead.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The processes of a cluster and their workers.
@@ -516,7 +519,11 @@ impl Check<'_> {
         } else {
             model.threads
         };
-        Some(ModelPlan { directory, threads })
+        Some(ModelPlan {
+            directory,
+            threads,
+            labels: model.labels.clone(),
+        })
     }
 
     fn tables(&mut self, settings: &Settings, folder: &Path) -> Option<TablesSettings> {

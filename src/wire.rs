@@ -119,10 +119,8 @@ impl Process {
         let pool = match &plan.model {
             None => None,
             Some(model) => {
-                let files = match &model.directory {
-                    Some(directory) => ModelFiles::read(directory)?,
-                    None => ModelFiles::built_in(),
-                };
+                let mut files = ModelFiles::of(model.directory.as_deref())?;
+                files.labels.clone_from(&model.labels);
                 let classifier = TextClassifier::load(&files)?;
                 Some(Arc::new(Pool::start(
                     classifier,

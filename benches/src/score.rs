@@ -113,7 +113,7 @@ fn batches(model: &TextClassifier, texts: &[Arc<str>]) -> anyhow::Result<Vec<Vec
     let mut lengths: BTreeMap<usize, Vec<Tokens>> = BTreeMap::new();
     for text in texts {
         let tokens = model.tokenize(text)?;
-        lengths.entry(tokens.len()).or_default().push(tokens);
+        lengths.entry(tokens.padded_len()).or_default().push(tokens);
     }
     let same_length = lengths.values().rev();
     Ok(same_length
@@ -209,7 +209,11 @@ mod tests {
         assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), 300);
         for batch in batches {
             assert!(batch.len() <= BATCH);
-            assert!(batch.iter().all(|tokens| tokens.len() == batch[0].len()));
+            assert!(
+                batch
+                    .iter()
+                    .all(|tokens| tokens.padded_len() == batch[0].padded_len())
+            );
         }
     }
 }

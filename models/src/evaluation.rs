@@ -126,6 +126,51 @@ impl Confusion {
     }
 }
 
+/// How far a model's confidence can be taken at its word: the expected calibration error over 15 equal bins of
+/// C. Guo et al., On Calibration of Modern Neural Networks (2017), section 2.
+///
+/// ```
+/// use models::evaluation::Calibration;
+/// let mut calibration = Calibration::default();
+/// for row in 0..10 {
+///     calibration.add(700_000, row < 7);
+/// }
+/// assert!(calibration.error() < 1e-9);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    bins: [Bin; 15],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Bin {
+    rows: u64,
+    right: u64,
+    /// In parts per million.
+    confidence: u64,
+}
+
+impl Calibration {
+    /// Counts a row of which the model was so sure, in parts per million, and was right or not.
+    pub fn add(&mut self, confidence: u32, right: bool) {
+        let confidence = u64::from(confidence.min(1_000_000));
+        let bins = self.bins.len() as u64;
+        // A confidence on the border belongs below it.
+        let place = (confidence * bins).saturating_sub(1) / 1_000_000;
+        let bin = &mut self.bins[place as usize];
+        bin.rows += 1;
+        bin.right += u64::from(right);
+        bin.confidence += confidence;
+    }
+
+    /// The mean distance of confidence from accuracy, between 0 and 1; 0 if there are no rows.
+    pub fn error(&self) -> f64 {
+        let rows: u64 = self.bins.iter().map(|bin| bin.rows).sum();
+        let distance = |bin: &Bin| (bin.right as f64 - bin.confidence as f64 / 1e6).abs();
+        self.bins.iter().map(distance).sum::<f64>() / rows.max(1) as f64
+    }
+}
+
 fn share(part: u64, of: u64) -> f64 {
     match of {
         0 => 0.0,
@@ -143,6 +188,15 @@ mod tests {
         assert_eq!((nothing.total(), nothing.accuracy()), (0, 0.0));
         assert!(nothing.scores().is_empty());
         assert_eq!(nothing.macro_average().f1, 0.0);
+    }
+
+    #[test]
+    fn a_braggart_is_found_out() {
+        let mut calibration = Calibration::default();
+        assert_eq!(calibration.error(), 0.0);
+        (0..4).for_each(|row| calibration.add(1_000_000, row < 2));
+        (0..4).for_each(|row| calibration.add(0, row < 2));
+        assert!((calibration.error() - 0.5).abs() < 1e-9);
     }
 
     #[test]

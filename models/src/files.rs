@@ -1,6 +1,7 @@
 //! The files a model is made of: from a directory in Hugging Face's layout, or built in.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3Default;
@@ -18,6 +19,8 @@ pub struct ModelFiles {
     pub tokenizer: Cow<'static, [u8]>,
     /// `config.json`: what the labels are called.
     pub config: Cow<'static, [u8]>,
+    /// What some labels are to be called instead.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl ModelFiles {
@@ -28,6 +31,7 @@ impl ModelFiles {
             graph: Cow::Borrowed(include_bytes!("../sentiment/model.onnx")),
             tokenizer: Cow::Borrowed(include_bytes!("../sentiment/tokenizer.json")),
             config: Cow::Borrowed(include_bytes!("../sentiment/config.json")),
+            labels: BTreeMap::new(),
         }
     }
 
@@ -47,7 +51,16 @@ impl ModelFiles {
             graph: read("model.onnx")?,
             tokenizer: read("tokenizer.json")?,
             config: read("config.json")?,
+            labels: BTreeMap::new(),
         })
+    }
+
+    /// The model in a directory, or the one that is built in.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read.
+    pub fn of(directory: Option<&Path>) -> Result<Self, ModelError> {
+        directory.map_or_else(|| Ok(Self::built_in()), Self::read)
     }
 
     /// A digest of all files, in hexadecimal: two models that differ anywhere have different ones.
@@ -57,6 +70,10 @@ impl ModelFiles {
             // The length keeps the end of one file apart from the start of the next.
             hasher.update(&(file.len() as u64).to_le_bytes());
             hasher.update(file);
+        }
+        for name in self.labels.iter().flat_map(|(own, called)| [own, called]) {
+            hasher.update(&(name.len() as u64).to_le_bytes());
+            hasher.update(name.as_bytes());
         }
         format!("{:032x}", hasher.digest128())
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::Factoid;
 
 use crate::files::ModelFiles;
 use crate::{ModelError, Prediction};
@@ -14,7 +15,7 @@ use crate::{ModelError, Prediction};
 /// Texts in a batch: more gain nothing, because the model is bound by arithmetic.
 const BATCH: usize = 16;
 
-/// Longer texts are cut to this many tokens; the model was trained on short texts.
+/// Longer texts are cut to this many tokens, or fewer if the model takes no more: texts are short.
 const MAX_TOKENS: usize = 128;
 
 /// Texts are padded to a multiple of this many tokens.
@@ -25,7 +26,19 @@ const MAX_TOKENS: usize = 128;
 const TOKEN_MULTIPLE: usize = 4;
 
 /// The tokens of a text, padded.
-pub type Tokens = Vec<i64>;
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Tokens {
+    ids: Vec<i64>,
+    /// How many of them are no padding.
+    shown: usize,
+}
+
+impl Tokens {
+    /// How many there are, padding and all: only texts of one length go through a model together.
+    pub fn padded_len(&self) -> usize {
+        self.ids.len()
+    }
+}
 
 type Graph = Arc<RunnableModel<TypedFact, Box<dyn TypedOp>>>;
 
@@ -33,15 +46,17 @@ type Graph = Arc<RunnableModel<TypedFact, Box<dyn TypedOp>>>;
 pub struct TextClassifier {
     graph: Graph,
     /// What the graph's inputs mean, in its order.
-    inputs: Vec<Input>,
+    inputs: Vec<(Input, DatumType)>,
     tokenizer: Tokenizer,
     /// Stands for no token; the mask hides it.
     padding: i64,
+    max_tokens: usize,
     labels: Vec<Arc<str>>,
+    batch_limit: usize,
     fingerprint: String,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Input {
     Tokens,
     /// Ones, and zeros where the tokens are padding.
@@ -50,47 +65,103 @@ enum Input {
     Segments,
 }
 
+/// What `config.json` says, under the names of Hugging Face's transformers.
 #[derive(Deserialize)]
 struct Config {
     id2label: BTreeMap<usize, String>,
+    #[serde(default)]
+    model_type: String,
+    #[serde(default)]
+    problem_type: Option<String>,
+    #[serde(default)]
+    pad_token_id: Option<i64>,
+    #[serde(default)]
+    max_position_embeddings: Option<usize>,
+}
+
+impl Config {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let config: Self = serde_json::from_slice(bytes)
+            .map_err(|error| format!("config.json must hold \"id2label\": {error}"))?;
+        if !config.id2label.keys().copied().eq(0..config.id2label.len()) {
+            return Err("config.json: \"id2label\" must name 0, 1, 2 and so on".to_owned());
+        }
+        if config.problem_type.as_deref() == Some("multi_label_classification") {
+            return Err(
+                "config.json: the model gives a text several labels; one with one label a text is needed"
+                    .to_owned(),
+            );
+        }
+        Ok(config)
+    }
+
+    /// How many tokens a text may have.
+    fn max_tokens(&self) -> usize {
+        let Some(positions) = self.max_position_embeddings else {
+            return MAX_TOKENS;
+        };
+        // RoBERTa's kind counts positions from behind the padding's.
+        let before = match self.model_type.contains("roberta") || self.model_type == "camembert" {
+            true => self.pad_token_id.unwrap_or(1) + 1,
+            false => 0,
+        };
+        let positions = positions.saturating_sub(usize::try_from(before).unwrap_or_default());
+        (positions.min(MAX_TOKENS) / TOKEN_MULTIPLE * TOKEN_MULTIPLE).max(TOKEN_MULTIPLE)
+    }
+
+    /// The labels, those renamed that are to be.
+    fn labels(&self, renamed: &BTreeMap<String, String>) -> Result<Vec<Arc<str>>, String> {
+        let own: Vec<_> = self.id2label.values().collect();
+        if let Some(unknown) = renamed.keys().find(|label| !own.contains(label)) {
+            return Err(format!("has no label \"{unknown}\"; it has {own:?}"));
+        }
+        let label = |own: &String| Arc::from(renamed.get(own).unwrap_or(own).as_str());
+        Ok(self.id2label.values().map(label).collect())
+    }
+}
+
+/// What a tokenizer pads with, if it says so.
+fn own_padding(tokenizer: &Tokenizer) -> Option<i64> {
+    let named = || {
+        ["[PAD]", "<pad>"]
+            .iter()
+            .find_map(|name| tokenizer.token_to_id(name))
+    };
+    let id = tokenizer.get_padding().map(|padding| padding.pad_id);
+    id.or_else(named).map(i64::from)
 }
 
 impl TextClassifier {
-    /// Loads a model and tries it on one text.
+    /// Loads a model and tries it on some texts.
     ///
     /// # Errors
     /// If a file is not what it should be, or the model and its labels do not agree.
     pub fn load(files: &ModelFiles) -> Result<Self, ModelError> {
         let origin = &files.origin;
-        let config: Config = serde_json::from_slice(&files.config).map_err(|error| {
-            ModelError(format!(
-                "{origin}: config.json must hold \"id2label\": {error}"
-            ))
-        })?;
+        let unfit = |message: String| ModelError(format!("{origin}: {message}"));
+        let config = Config::read(&files.config).map_err(unfit)?;
+        let labels = config.labels(&files.labels).map_err(unfit)?;
         let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer)
             .map_err(ModelError::new(format!("{origin}: tokenizer.json")))?;
+        let padding = config.pad_token_id.or_else(|| own_padding(&tokenizer));
         // Published tokenizers pad to a fixed length, which costs time and changes scores.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
             .map_err(ModelError::new(format!("{origin}: tokenizer.json")))?;
-        let (graph, inputs) = load_graph(&files.graph)
-            .map_err(|error| ModelError(format!("{origin}: model.onnx: {error:#}")))?;
-        let labels = config.id2label.into_values().map(Arc::from).collect();
-        let fingerprint = files.fingerprint();
-        let padding = tokenizer.token_to_id("[PAD]").map_or(0, i64::from);
-        let classifier = Self {
+        let (graph, inputs) =
+            load_graph(&files.graph).map_err(|error| unfit(format!("model.onnx: {error:#}")))?;
+        let mut classifier = Self {
             graph,
             inputs,
             tokenizer,
-            padding,
+            padding: padding.unwrap_or_default(),
+            max_tokens: config.max_tokens(),
             labels,
-            fingerprint,
+            batch_limit: 1,
+            fingerprint: files.fingerprint(),
         };
-        let trial = classifier.tokenize("a trial")?;
-        classifier
-            .classify(&[trial])
-            .map_err(|error| ModelError(format!("{origin}: {error}")))?;
+        classifier.batch_limit = classifier.try_out().map_err(|error| unfit(error.0))?;
         Ok(classifier)
     }
 
@@ -99,17 +170,58 @@ impl TextClassifier {
         &self.fingerprint
     }
 
+    /// The labels, in the model's order.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().map(|label| &**label)
+    }
+
+    /// How many tokens of a text are looked at.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
     /// How many texts may go through the model together without changing one another's scores.
     pub fn batch_limit(&self) -> usize {
-        // Without a mask nothing can be padded, so texts would not all lie alike.
-        if self.masked() { BATCH } else { 1 }
+        self.batch_limit
     }
 
     fn masked(&self) -> bool {
-        self.inputs.iter().any(|input| matches!(input, Input::Mask))
+        self.inputs.iter().any(|(input, _)| *input == Input::Mask)
     }
 
-    /// The tokens of a text, at most 128 of them.
+    /// Classifies some texts, alone and in company; returns how many may go together.
+    ///
+    /// Without a mask nothing can be padded, so texts would not all lie alike. And a model that takes a scale
+    /// from all that it is given, as dynamic quantisation does, scores a text by its company.
+    fn try_out(&self) -> Result<usize, ModelError> {
+        let trial = self.tokenize("a day like no other, and then some more of it")?;
+        self.classify(std::slice::from_ref(&trial))?;
+        if !self.masked() {
+            return Ok(1);
+        }
+        for length in [TOKEN_MULTIPLE * 3, TOKEN_MULTIPLE * 9] {
+            let length = length.min(self.max_tokens);
+            let batch: Vec<_> = (0..BATCH)
+                .map(|row| {
+                    let shown = length - row % TOKEN_MULTIPLE;
+                    let words = trial.ids[..trial.shown].iter().cycle().skip(row);
+                    let mut ids: Vec<_> = words.copied().take(shown).collect();
+                    ids.resize(length, self.padding);
+                    Tokens { ids, shown }
+                })
+                .collect();
+            let together = self.run(&batch)?;
+            for row in [0, BATCH - 1] {
+                let alone = self.run(&batch[row..=row])?;
+                if together.chunks(alone.len()).nth(row) != Some(&alone) {
+                    return Ok(1);
+                }
+            }
+        }
+        Ok(BATCH)
+    }
+
+    /// The tokens of a text, at most as many as are looked at.
     ///
     /// # Errors
     /// If the tokenizer cannot take the text.
@@ -118,17 +230,18 @@ impl TextClassifier {
             .tokenizer
             .encode_fast(clip(text), true)
             .map_err(ModelError::new("cannot tokenize a text"))?;
-        let mut tokens: Tokens = encoding.get_ids().iter().copied().map(i64::from).collect();
-        if tokens.len() > MAX_TOKENS {
+        let mut ids: Vec<_> = encoding.get_ids().iter().copied().map(i64::from).collect();
+        if ids.len() > self.max_tokens {
             // The last token closes the text and must stay.
-            let close = tokens[tokens.len() - 1];
-            tokens.truncate(MAX_TOKENS - 1);
-            tokens.push(close);
+            let close = ids[ids.len() - 1];
+            ids.truncate(self.max_tokens - 1);
+            ids.push(close);
         }
+        let shown = ids.len();
         if self.masked() {
-            tokens.resize(tokens.len().next_multiple_of(TOKEN_MULTIPLE), self.padding);
+            ids.resize(shown.next_multiple_of(TOKEN_MULTIPLE), self.padding);
         }
-        Ok(tokens)
+        Ok(Tokens { ids, shown })
     }
 
     /// Classifies texts of equally many tokens.
@@ -136,44 +249,56 @@ impl TextClassifier {
     /// # Errors
     /// If the model fails, which a model that has been loaded should not.
     pub fn classify(&self, batch: &[Tokens]) -> Result<Vec<Prediction>, ModelError> {
-        let logits = self
-            .logits(batch)
-            .map_err(|error| ModelError(format!("inference: {error:#}")))?;
+        let logits = self.run(batch)?;
         logits
-            .chunks(logits.len() / batch.len().max(1))
+            .chunks(self.labels.len())
             .map(|logits| self.prediction(logits))
             .collect()
     }
 
-    fn logits(&self, batch: &[Tokens]) -> TractResult<Vec<f32>> {
-        let shape = [batch.len(), batch.first().map_or(0, Vec::len)];
-        let inputs = self.inputs.iter().map(|input| {
-            let values: Vec<i64> = match input {
-                Input::Tokens => batch.concat(),
-                Input::Mask => {
-                    let shown = |token: &i64| i64::from(*token != self.padding);
-                    batch.iter().flatten().map(shown).collect()
-                }
-                Input::Segments => vec![0; shape[0] * shape[1]],
-            };
-            Ok(Tensor::from_shape(&shape, &values)?.into())
-        });
-        let outputs = self.graph.run(inputs.collect::<TractResult<_>>()?)?;
-        Ok(outputs[0]
-            .to_plain_array_view::<f32>()?
-            .iter()
-            .copied()
-            .collect())
-    }
-
-    fn prediction(&self, logits: &[f32]) -> Result<Prediction, ModelError> {
-        if logits.len() != self.labels.len() {
+    /// A number a label and text.
+    fn run(&self, batch: &[Tokens]) -> Result<Vec<f32>, ModelError> {
+        let logits = self.logits(batch);
+        let (shape, logits) =
+            logits.map_err(|error| ModelError(format!("inference: {error:#}")))?;
+        if shape != [batch.len(), self.labels.len()] {
             return Err(ModelError(format!(
-                "the model tells {} labels, config.json names {}",
-                logits.len(),
+                "the model answers {} texts with numbers of shape {shape:?}; config.json names {} labels",
+                batch.len(),
                 self.labels.len()
             )));
         }
+        if logits.iter().any(|logit| logit.is_nan()) {
+            let message = "the model answers with what is no number";
+            return Err(ModelError(message.to_owned()));
+        }
+        Ok(logits)
+    }
+
+    fn logits(&self, batch: &[Tokens]) -> TractResult<(Vec<usize>, Vec<f32>)> {
+        let length = batch.first().map_or(0, Tokens::padded_len);
+        let shape = [batch.len(), length];
+        let inputs = self.inputs.iter().map(|(input, kind)| {
+            let mut values: Vec<i64> = Vec::with_capacity(batch.len() * length);
+            for tokens in batch {
+                match input {
+                    Input::Tokens => values.extend(&tokens.ids),
+                    Input::Mask => {
+                        values.extend((0..length).map(|place| i64::from(place < tokens.shown)));
+                    }
+                    Input::Segments => values.resize(values.len() + length, 0),
+                }
+            }
+            let values = Tensor::from_shape(&shape, &values)?;
+            Ok(values.cast_to_dt(*kind)?.into_owned().into())
+        });
+        let outputs = self.graph.run(inputs.collect::<TractResult<_>>()?)?;
+        let logits = outputs[0].cast_to::<f32>()?;
+        let logits = logits.to_plain_array_view::<f32>()?;
+        Ok((logits.shape().to_vec(), logits.iter().copied().collect()))
+    }
+
+    fn prediction(&self, logits: &[f32]) -> Result<Prediction, ModelError> {
         let (best, greatest) = logits
             .iter()
             .copied()
@@ -199,20 +324,44 @@ fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(ENOUGH)]
 }
 
-fn load_graph(bytes: &[u8]) -> TractResult<(Graph, Vec<Input>)> {
+fn load_graph(bytes: &[u8]) -> TractResult<(Graph, Vec<(Input, DatumType)>)> {
     let mut graph = tract_onnx::onnx().model_for_read(&mut Cursor::new(bytes))?;
     let batch = graph.symbols.sym("batch");
     let length = graph.symbols.sym("length");
     let mut inputs = Vec::new();
     for (index, outlet) in graph.input_outlets()?.to_vec().into_iter().enumerate() {
-        inputs.push(match graph.node(outlet.node).name.as_str() {
+        let name = graph.node(outlet.node).name.clone();
+        let input = match name.as_str() {
             "input_ids" => Input::Tokens,
             "attention_mask" => Input::Mask,
             "token_type_ids" => Input::Segments,
-            other => return Err(TractError::msg(format!("unknown input \"{other}\""))),
-        });
+            other => {
+                return Err(TractError::msg(format!(
+                    "unknown input \"{other}\"; those of a text classifier are input_ids, attention_mask \
+                     and token_type_ids"
+                )));
+            }
+        };
+        let kind = graph.input_fact(index)?.datum_type.concretize();
+        let kind = kind.unwrap_or(DatumType::I64);
+        if ![DatumType::I64, DatumType::I32].contains(&kind) {
+            let message = format!("input \"{name}\" takes {kind:?}, not whole numbers");
+            return Err(TractError::msg(message));
+        }
+        inputs.push((input, kind));
         let shape = tvec![TDim::from(batch.clone()), TDim::from(length.clone())];
-        graph.set_input_fact(index, i64::fact(shape).into())?;
+        graph.set_input_fact(index, kind.fact(shape).into())?;
+    }
+    if !inputs.iter().any(|(input, _)| *input == Input::Tokens) {
+        return Err(TractError::msg("there is no input \"input_ids\""));
+    }
+    let outputs = graph.output_outlets()?.to_vec();
+    if outputs.len() > 1 {
+        let named = |outlet: &&OutletId| graph.outlet_label(**outlet) == Some("logits");
+        let logits = outputs.iter().find(named).copied();
+        let message = "there are several outputs, none of which is called \"logits\"";
+        let logits = logits.ok_or_else(|| TractError::msg(message))?;
+        graph.select_output_outlets(&[logits])?;
     }
     let graph = graph
         .into_typed()?
@@ -262,7 +411,7 @@ mod tests {
             let texts: Vec<String> = (0..32).map(text).collect();
             let tokens = texts.iter().map(|text| model.tokenize(text).unwrap());
             let mut lengths: BTreeMap<usize, Vec<Tokens>> = BTreeMap::new();
-            tokens.for_each(|tokens| lengths.entry(tokens.len()).or_default().push(tokens));
+            tokens.for_each(|tokens| lengths.entry(tokens.padded_len()).or_default().push(tokens));
             for batch in lengths
                 .values()
                 .flat_map(|tokens| tokens.chunks(model.batch_limit()))
@@ -283,11 +432,34 @@ mod tests {
     }
 
     #[test]
+    fn only_padding_is_hidden_whatever_pads() {
+        // As of RoBERTa's kind, where 0 is a token like any other.
+        let model = built_in();
+        let first = model.tokenize("so it is").unwrap().ids[0];
+        let mut files = ModelFiles::built_in();
+        let mut config: serde_json::Value = serde_json::from_slice(&files.config).unwrap();
+        config["pad_token_id"] = first.into();
+        files.config = config.to_string().into_bytes().into();
+        let other = TextClassifier::load(&files).unwrap();
+        for text in [
+            "so it is",
+            "this is terrible",
+            "I love this, what a wonderful day!",
+        ] {
+            assert_eq!(
+                classify_one(&model, text),
+                classify_one(&other, text),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn empty_and_endless_texts_are_scored() {
         let model = built_in();
         classify_one(&model, "");
         let endless = "good 😀 ".repeat(20_000);
-        assert_eq!(model.tokenize(&endless).unwrap().len(), MAX_TOKENS);
+        assert_eq!(model.tokenize(&endless).unwrap().padded_len(), MAX_TOKENS);
         classify_one(&model, &endless);
     }
 
@@ -310,7 +482,7 @@ mod tests {
         let message =
             error(|files| files.config = br#"{"id2label":{"0":"only"}}"#.as_slice().into());
         assert!(
-            message.contains("3 labels, config.json names 1"),
+            message.contains("shape [1, 3]; config.json names 1 labels"),
             "{message}"
         );
     }

@@ -230,7 +230,7 @@ impl Queue {
         let number = self.next_number;
         self.next_number += 1;
         self.tokenized_count += 1;
-        let length = tokens.len();
+        let length = tokens.padded_len();
         self.tokenized.entry(length).or_default().push_back(Job {
             number,
             text,

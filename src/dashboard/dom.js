@@ -148,10 +148,22 @@ export const quote = (text) => `'${String(text).replaceAll("'", "''")}'`;
 
 export const POLARITIES = ["negative", "neutral", "positive"];
 
-/** A label by what it means: Sentiment140's numbers, and names in any case; any other stays what it is. */
+const MEANINGS = {
+  0: "negative",
+  2: "neutral",
+  4: "positive",
+  LABEL_0: "negative",
+  LABEL_1: "neutral",
+  LABEL_2: "positive",
+  neg: "negative",
+  neu: "neutral",
+  pos: "positive",
+};
+
+/** A label by what it means: numbers, names in any case and their beginnings; any other stays what it is. */
 export function polarity(label) {
   const name = String(label ?? "").trim();
-  const known = { 0: "negative", 2: "neutral", 4: "positive" }[name.replace(/\.0*$/, "")];
+  const known = MEANINGS[name.replace(/\.0*$/, "")] ?? MEANINGS[name.toLowerCase()];
   return known ?? (POLARITIES.includes(name.toLowerCase()) ? name.toLowerCase() : name);
 }
 

@@ -12,6 +12,7 @@ use models::evaluation::Confusion;
 use serde_json::Value;
 
 use crate::charts::{self, ACCENT, NEGATIVE, NEUTRAL, OTHER, POSITIVE, Png, Series};
+use crate::model::meaning;
 use crate::progress::thousands;
 use crate::query::client::Server;
 
@@ -392,11 +393,6 @@ fn drawn(
         true => Ok(None),
         false => Ok(Some((file.to_owned(), draw()?))),
     }
-}
-
-/// A label by what it says, since several are written for the same.
-fn meaning(label: &str) -> &str {
-    polarity(label).map_or(label, |polarity| polarity.name())
 }
 
 fn percent(part: u64, of: u64) -> String {

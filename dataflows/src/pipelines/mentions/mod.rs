@@ -339,17 +339,19 @@ const SILVER: &str = "silver";
 /// assert_eq!(polarity("0"), Some(Polarity::Negative)); // Sentiment140 writes 0, 2 and 4
 /// assert_eq!(polarity("4.0"), Some(Polarity::Positive));
 /// assert_eq!(polarity("4.5"), None);
+/// assert_eq!(polarity("NEU"), Some(Polarity::Neutral)); // as models of Hugging Face say it
+/// assert_eq!(polarity("LABEL_2"), Some(Polarity::Positive)); // or do not say it
 /// assert_eq!(polarity("angry"), None);
 /// ```
 pub fn polarity(label: &str) -> Option<Polarity> {
     let is = |name: &str| label.eq_ignore_ascii_case(name);
     match label {
-        "0" => Some(Polarity::Negative),
-        "2" => Some(Polarity::Neutral),
-        "4" => Some(Polarity::Positive),
-        _ if is("negative") => Some(Polarity::Negative),
-        _ if is("neutral") => Some(Polarity::Neutral),
-        _ if is("positive") => Some(Polarity::Positive),
+        "0" | "LABEL_0" => Some(Polarity::Negative),
+        "2" | "LABEL_1" => Some(Polarity::Neutral),
+        "4" | "LABEL_2" => Some(Polarity::Positive),
+        _ if is("negative") || is("neg") => Some(Polarity::Negative),
+        _ if is("neutral") || is("neu") => Some(Polarity::Neutral),
+        _ if is("positive") || is("pos") => Some(Polarity::Positive),
         // A decimal, of a column that may hold fractions.
         _ => label
             .trim_end_matches('0')

@@ -1,0 +1,202 @@
+//! Models that people bring, looked at and used.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should fail there"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use support::{Site, assay};
+
+/// The built-in model in a directory of its own, with another configuration.
+fn model(folder: &Path, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sentiment");
+    let directory = folder.join(name);
+    std::fs::create_dir(&directory).unwrap();
+    for file in ["model.onnx", "tokenizer.json"] {
+        std::fs::copy(built_in.join(file), directory.join(file)).unwrap();
+    }
+    let config = std::fs::read(built_in.join("config.json")).unwrap();
+    let mut config = serde_json::from_slice(&config).unwrap();
+    change(&mut config);
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    directory
+}
+
+/// Whether it went well, and what was said.
+fn said(arguments: &[&str]) -> (bool, String) {
+    let output = assay().arg("model").args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_model_is_checked_before_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = |names: [&'static str; 3]| {
+        move |config: &mut Value| {
+            config["id2label"] = json!({"0": names[0], "1": names[1], "2": names[2]});
+        }
+    };
+    let check = |directory: &Path, more: &[&str]| {
+        let mut arguments = vec!["check", directory.to_str().unwrap()];
+        arguments.extend(more);
+        said(&arguments)
+    };
+    let (well, told) = said(&["check"]);
+    assert!(
+        well && told.contains("negative, neutral, positive"),
+        "{told}"
+    );
+
+    let unnamed = model(
+        folder.path(),
+        "unnamed",
+        labels(["LABEL_0", "LABEL_1", "LABEL_2"]),
+    );
+    let (well, told) = check(&unnamed, &[]);
+    assert!(
+        well && told.contains("LABEL_1 (counted as neutral)"),
+        "{told}"
+    );
+
+    let own = model(folder.path(), "own", labels(["bad", "so-so", "good"]));
+    let (well, told) = check(&own, &[]);
+    assert!(!well && told.contains("no label is counted"), "{told}");
+    let (well, told) = check(&own, &["--label", "bad=negative", "--label", "good=POS"]);
+    assert!(
+        well && told.contains("negative, so-so (not counted), POS (counted as positive)"),
+        "{told}"
+    );
+    let (well, told) = check(&own, &["--label", "awful=negative"]);
+    assert!(
+        !well && told.contains("has no label \"awful\"; it has [\"bad\", \"so-so\", \"good\"]"),
+        "{told}"
+    );
+
+    type Change = fn(&mut Value);
+    let wrong: [(&str, Change, &str); 3] = [
+        (
+            "gap",
+            |config| config["id2label"] = json!({"0": "a", "2": "b"}),
+            "must name 0, 1, 2 and so on",
+        ),
+        (
+            "few",
+            |config| config["id2label"] = json!({"0": "a"}),
+            "shape [1, 3]; config.json names 1 labels",
+        ),
+        (
+            "several",
+            |config| config["problem_type"] = json!("multi_label_classification"),
+            "several labels",
+        ),
+    ];
+    for (name, change, message) in wrong {
+        let (well, told) = check(&model(folder.path(), name, change), &[]);
+        assert!(
+            !well && told.contains(message) && told.contains(name),
+            "{told}"
+        );
+    }
+    std::fs::remove_file(own.join("tokenizer.json")).unwrap();
+    let (well, told) = check(&own, &[]);
+    assert!(
+        !well && told.contains("tokenizer.json\": No such file"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_model_is_measured_on_labelled_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, image) = (
+        folder.path().join("labelled.jsonl"),
+        folder.path().join("confusion.png"),
+    );
+    let lines = [
+        r#"{"text": "what a wonderful day", "sentiment": "positive"}"#,
+        // Sentiment140's word for negative, and a repetition.
+        r#"{"text": "this is terrible", "sentiment": 0}"#,
+        r#"{"text": "this is terrible", "sentiment": "NEG"}"#,
+        "",
+        r#"{"text": "I hate it so much", "sentiment": "neutral"}"#,
+    ];
+    std::fs::write(&data, lines.join("\n")).unwrap();
+    let (data, image) = (data.to_str().unwrap(), image.to_str().unwrap());
+    let (well, told) = said(&["eval", "--data", data, "--png", image, "--json"]);
+    assert!(well, "{told}");
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&told["rows"], &told["accuracy"]),
+        (&json!(4), &json!(0.75))
+    );
+    assert_eq!(
+        told["confusion"]["negative"],
+        json!({"negative": 2, "neutral": 0, "positive": 0})
+    );
+    assert_eq!(told["labels"]["negative"]["recall"], json!(1.0));
+    assert_eq!(told["weighted"]["recall"], json!(0.75));
+    let image = std::io::BufReader::new(std::fs::File::open(image).unwrap());
+    assert_eq!(
+        png::Decoder::new(image).read_info().unwrap().info().width,
+        1_600
+    );
+
+    let (well, table) = said(&["eval", "--data", data]);
+    assert!(
+        well && table.contains("macro average") && table.contains("accuracy 0.7500"),
+        "{table}"
+    );
+    let (well, told) = said(&["eval", "--data", data, "--given", "label"]);
+    assert!(
+        !well && told.contains("labelled.jsonl:1: no column \"label\"") && told.contains("--given"),
+        "{told}"
+    );
+    std::fs::write(data, "{\"text\": \"a\", \"sentiment\": \"b\"}\nno JSON\n").unwrap();
+    let (well, told) = said(&["eval", "--data", data]);
+    assert!(
+        !well && told.contains("labelled.jsonl:2: no JSON object"),
+        "{told}"
+    );
+}
+
+#[test]
+fn labels_that_are_called_otherwise_are_counted() {
+    let site = Site::new("[tables]\nenabled = false\n");
+    let own = model(site.folder.path(), "own", |config| {
+        config["id2label"] = json!({"0": "bad", "1": "so-so", "2": "good"});
+    });
+    site.tweet("1.json", "@bob what a wonderful day");
+    site.tweet("2.json", "@bob this is terrible");
+    let lines = "[tables]\nenabled = false\n[model]\ndirectory = \"own\"\n";
+    let sql = "select predicted_negative * 10 + predicted_positive from mention_sentiment";
+    for (labels, counted) in [
+        ("", 0),
+        (
+            "[model.labels]\nbad = \"negative\"\ngood = \"positive\"\n",
+            11,
+        ),
+    ] {
+        site.configure(&format!("{lines}{labels}"));
+        let running = site.start(&[]);
+        running.wait_for("the counts", || running.number(sql) == counted);
+        running.stop();
+    }
+    site.configure(&format!("{lines}[model.labels]\nawful = \"negative\"\n"));
+    let output = assay()
+        .arg("run")
+        .arg(site.path("assay.toml"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && told.contains("has no label \"awful\""),
+        "{told}"
+    );
+    drop(own);
+}
