@@ -187,6 +187,12 @@ fn clients_of_postgresql_prepare_cancel_and_cannot_write() {
             .unwrap();
         let error = client.query(endless, &[]).await.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED), "{error}");
+        let options =
+            format!("host=127.0.0.1 port={port} user=reader options='-c statement_timeout=100'");
+        let (hasty, connection) = tokio_postgres::connect(&options, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let error = hasty.query(endless, &[]).await.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED), "{error}");
         let large = "select a.value from generate_series(1, 100000000) a order by 1 desc";
         let error = connect(port).await.query(large, &[]).await.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::OUT_OF_MEMORY), "{error}");

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Sink;
@@ -163,13 +164,73 @@ impl StartupHandler for Startup {
             return Err(fatal(codes::INVALID_AUTHORIZATION, message.to_owned()));
         }
         match &self.scram {
-            Some(scram) => scram.on_startup(client, message).await,
-            None => StartupHandler::on_startup(&Everyone, client, message).await,
+            Some(scram) => scram.on_startup(client, message).await?,
+            None => StartupHandler::on_startup(&Everyone, client, message).await?,
+        }
+        let options = client.metadata().get("options");
+        if let Some(time) = options.and_then(|options| time_of_statements(options)) {
+            let time = time.as_millis().to_string();
+            client
+                .metadata_mut()
+                .insert(STATEMENT_TIMEOUT.to_owned(), time);
+        }
+        Ok(())
+    }
+}
+
+/// Where the hook for SET keeps the time that a client has set for its statements, in milliseconds.
+pub(super) const STATEMENT_TIMEOUT: &str = "statement_timeout_ms";
+
+/// The time that a client asks for as it connects, by `-c statement_timeout=5s` in its options.
+fn time_of_statements(options: &str) -> Option<Duration> {
+    let mut words = options.split_whitespace();
+    let mut time = None;
+    while let Some(word) = words.next() {
+        let setting = match word {
+            "-c" => words.next()?,
+            word => word
+                .strip_prefix("--")
+                .or_else(|| word.strip_prefix("-c"))?,
+        };
+        if let Some(("statement_timeout", value)) = setting.split_once('=') {
+            let digits = value.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+            let milliseconds = match &value[digits.len()..] {
+                "" | "ms" => 1,
+                "s" => 1_000,
+                "min" => 60_000,
+                "h" => 3_600_000,
+                _ => return None,
+            };
+            let count: u64 = digits.parse().ok()?;
+            // None at all is what 0 asks for.
+            time = (count > 0).then(|| Duration::from_millis(count.saturating_mul(milliseconds)));
         }
     }
+    time
 }
 
 /// Lets everyone in.
 struct Everyone;
 
 impl NoopStartupHandler for Everyone {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_connection_say_how_long_statements_may_take() {
+        for (options, milliseconds) in [
+            ("-c statement_timeout=250", Some(250)),
+            ("-c search_path=public -cstatement_timeout=5s", Some(5_000)),
+            ("--statement_timeout=2min", Some(120_000)),
+            ("-c statement_timeout=0", None),
+            ("-c statement_timeout=soon", None),
+            ("-c", None),
+            ("", None),
+        ] {
+            let time = time_of_statements(options);
+            assert_eq!(time, milliseconds.map(Duration::from_millis), "{options}");
+        }
+    }
+}

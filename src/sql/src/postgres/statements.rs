@@ -23,6 +23,7 @@ use pgwire::messages::cancel::CancelRequest;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::access::STATEMENT_TIMEOUT;
 use super::errors::canceled;
 
 /// Rows between two looks at whether a statement should end.
@@ -100,13 +101,9 @@ impl Statements {
     }
 }
 
-/// The time that a client has set for its statements, where the hook for SET keeps it.
+/// The time that a client has set for its statements.
 fn client_timeout<C: ClientInfo>(client: &C) -> Option<Duration> {
-    let milliseconds = client
-        .metadata()
-        .get("statement_timeout_ms")?
-        .parse()
-        .ok()?;
+    let milliseconds = client.metadata().get(STATEMENT_TIMEOUT)?.parse().ok()?;
     Some(Duration::from_millis(milliseconds))
 }
 
