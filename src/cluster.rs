@@ -28,7 +28,7 @@ use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::query::sql::Queries;
 use crate::wire::Process;
-use crate::{Stop, metrics, sinks, worker};
+use crate::{Stop, accuracy, metrics, sinks, worker};
 
 /// Why nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,9 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
     );
     let address = serve(&runtime, process.plan(), server)?;
     let sinks = process.plan().sinks.iter().filter(|_| first);
+    if first && process.plan().server.is_some() {
+        runtime.spawn(accuracy::tell(peeker.clone()));
+    }
     let mut following = JoinSet::new();
     for sink in sinks {
         let following_sink = sinks::run(sink.clone(), Arc::clone(&process), peeker.clone());

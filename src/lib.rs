@@ -13,6 +13,7 @@
 //! - [`doctor`]: looks at everything before anything runs.
 //! - [`demo`], [`generate`]: a pipeline to try without any data of one's own.
 
+pub mod accuracy;
 pub mod charts;
 pub mod checkpoint;
 pub mod cli;

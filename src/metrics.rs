@@ -3,6 +3,7 @@
 //! Prometheus' rules: base units, `_total` for counters, one name for a thing with labels for the
 //! differences. Counters move once a batch.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use models::evaluation::{Confusion, Scores};
 
 const RECORDS: &str = "assay_source_records_total";
 const SOURCE_RETRIES: &str = "assay_source_retries_total";
@@ -30,6 +32,11 @@ const MENDED_FILES: &str = "assay_table_mended_files_total";
 const SINK_ROWS: &str = "assay_sink_rows_total";
 const SINK_FAILURES: &str = "assay_sink_failures_total";
 const SINK_EPOCH: &str = "assay_sink_timestamp_seconds";
+const ACCURACY: &str = "assay_model_accuracy_ratio";
+const PRECISION: &str = "assay_model_precision_ratio";
+const RECALL: &str = "assay_model_recall_ratio";
+const F1: &str = "assay_model_f1_ratio";
+const PREDICTED: &str = "assay_model_predicted_ratio";
 const MEMORY: &str = "process_resident_memory_bytes";
 
 /// Bounds of the checkpoint histogram, in seconds.
@@ -121,6 +128,20 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Times that a sink failed and was begun anew."
     );
     describe_gauge!(SINK_EPOCH, Unit::Seconds, "The epoch that a sink shows.");
+    describe_gauge!(
+        ACCURACY,
+        "Of the rows of gold that were given a label, the share predicted right."
+    );
+    describe_gauge!(
+        PRECISION,
+        "Of those predicted as a label, the share that are."
+    );
+    describe_gauge!(
+        RECALL,
+        "Of those that are a label, the share predicted as such."
+    );
+    describe_gauge!(F1, "The harmonic mean of precision and recall.");
+    describe_gauge!(PREDICTED, "The share of a label among what is predicted.");
     describe_gauge!(MEMORY, Unit::Bytes, "Memory in use.");
     Ok(handle)
 }
@@ -240,6 +261,41 @@ pub fn sink_wrote(sink: &'static str, written: usize, removed: usize, epoch: u64
     rows("write", written);
     rows("remove", removed);
     gauge!(SINK_EPOCH, "sink" => sink).set(epoch as f64 / 1_000.0);
+}
+
+/// What the labels of a model are worth now; those that were met and are gone are worth nothing.
+pub fn model_does(model: &str, confusion: &Confusion, met: &BTreeSet<&str>) {
+    gauge!(ACCURACY, "model" => model.to_owned()).set(confusion.accuracy());
+    let mut scores = confusion.scores();
+    let gone = met
+        .iter()
+        .filter(|label| confusion.given(label) + confusion.predicted(label) == 0);
+    scores.extend(gone.map(|label| Scores {
+        label: (*label).to_owned(),
+        ..Scores::default()
+    }));
+    scores.push(Scores {
+        label: "macro".to_owned(),
+        ..confusion.macro_average()
+    });
+    scores.push(Scores {
+        label: "weighted".to_owned(),
+        ..confusion.weighted_average()
+    });
+    for scores in scores {
+        let set = |name: &'static str, value: f64| {
+            let labels = [("model", model.to_owned()), ("label", scores.label.clone())];
+            gauge!(name, &labels).set(value);
+        };
+        set(PRECISION, scores.precision);
+        set(RECALL, scores.recall);
+        set(F1, scores.f1);
+    }
+    for label in met {
+        let predicted = confusion.predicted(label) as f64 / confusion.total().max(1) as f64;
+        let labels = [("model", model.to_owned()), ("label", (*label).to_owned())];
+        gauge!(PREDICTED, &labels).set(predicted);
+    }
 }
 
 /// A sink failed and will be begun anew.

@@ -200,3 +200,22 @@ fn labels_that_are_called_otherwise_are_counted() {
     );
     drop(own);
 }
+
+#[test]
+fn accuracy_is_told_as_labels_change() {
+    let site = Site::new("[tables]\nenabled = false\n");
+    site.tweet("1.json", "@bob what a wonderful day");
+    site.tweet("2.json", "@bob this is terrible");
+    let running = site.start(&[]);
+    let told = |gauge: &str| {
+        let (_, metrics) = running.get("/metrics").unwrap();
+        let line = metrics.lines().find(|line| line.starts_with(gauge));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    // All are given as positive.
+    running.wait_for("half", || told("assay_model_accuracy_ratio") == Some(0.5));
+    let corrected = r#"{"user": "ada", "text": "@bob this is terrible", "date": "2009-04-07T05:19:45Z", "sentiment": "negative"}"#;
+    std::fs::write(site.path("tweets").join("2.json"), corrected).unwrap();
+    running.wait_for("all", || told("assay_model_accuracy_ratio") == Some(1.0));
+    running.stop();
+}

@@ -26,7 +26,7 @@ pub struct Confusion {
 }
 
 /// How well one label is predicted, or all on average.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
     /// The label.
     pub label: String,
@@ -68,6 +68,11 @@ impl Confusion {
         self.labels().map(|other| self.count(label, other)).sum()
     }
 
+    /// How many rows a label was predicted for.
+    pub fn predicted(&self, label: &str) -> u64 {
+        self.labels().map(|other| self.count(other, label)).sum()
+    }
+
     /// How many rows there are.
     pub fn total(&self) -> u64 {
         self.labels().map(|label| self.given(label)).sum()
@@ -84,7 +89,7 @@ impl Confusion {
         let scores = self.labels().map(|label| {
             let right = self.count(label, label);
             let given = self.given(label);
-            let predicted = self.labels().map(|other| self.count(other, label)).sum();
+            let predicted = self.predicted(label);
             Scores {
                 label: label.to_owned(),
                 precision: share(right, predicted),
