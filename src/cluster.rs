@@ -140,10 +140,10 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
     };
     std::thread::spawn(move || beside(running));
     run_workers(&process, asks)?;
-    process.close_tables();
     if !process.sinks_are_behind() {
         runtime.block_on(end_sinks(following));
     }
+    process.close_tables();
     // A query may be under way, and is not waited for.
     threads.shutdown_background();
     Ok(())

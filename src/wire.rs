@@ -29,6 +29,7 @@ use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::checkpoint::crash;
 use crate::checkpoint::lease::{self, Lease};
@@ -345,9 +346,10 @@ impl Process {
         let epoch = store.epoch();
         let commits = writes.then(|| {
             let (commits, requests) = unbounded_channel();
-            self.runtime.spawn(renew(store.lease()));
+            let renewal = self.runtime.spawn(renew(store.lease()));
+            let durable = Arc::clone(&self.durable);
             self.runtime
-                .spawn(commit_all(store, requests, Arc::clone(&self.durable)));
+                .spawn(commit_all(store, requests, durable, renewal));
             commits
         });
         let _ = self.tables.set(Tables {
@@ -428,11 +430,15 @@ async fn commit_all(
     mut store: Store,
     mut requests: UnboundedReceiver<Request>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
+    renewal: JoinHandle<()>,
 ) {
     while let Some(request) = requests.recv().await {
         let (checkpoint, reply) = match request {
             Request::Commit(checkpoint, reply) => (checkpoint, reply),
             Request::End(done) => {
+                // Who still renews would take a lease that was given back for one that was taken away.
+                renewal.abort();
+                let _ = renewal.await;
                 store.release().await;
                 let _ = done.send(());
                 return;

@@ -4,7 +4,7 @@
 //! publishes the difference. Those who read only what is committed see each transaction whole or not at all,
 //! and nothing twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -292,13 +292,14 @@ fn read(
     }
     consumer.assign(&assignment).map_err(|error| why(&error))?;
     let mut published = Published::new();
-    let mut unread = partitions.len();
-    while unread > 0 {
+    // A partition may end several times, if someone writes to it meanwhile.
+    let mut unread: BTreeSet<_> = partitions.iter().copied().collect();
+    while !unread.is_empty() {
         let polled = consumer.poll(TIMEOUT);
         let message = match polled.ok_or_else(|| failed(&what, &"the brokers send nothing"))? {
             Ok(message) => message,
-            Err(KafkaError::PartitionEOF(_)) => {
-                unread -= 1;
+            Err(KafkaError::PartitionEOF(number)) => {
+                unread.remove(&number);
                 continue;
             }
             Err(error) => return Err(why(&error)),
