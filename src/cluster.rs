@@ -27,6 +27,7 @@ use crate::plan::{ClusterPlan, Plan, SourcePlan};
 use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::query::sql::Queries;
+use crate::swap::ModelsError;
 use crate::wire::Process;
 use crate::{Stop, accuracy, metrics, sinks, worker};
 
@@ -51,6 +52,15 @@ pub enum RunError {
     /// The threads cannot be started.
     #[error("cannot start: {0}")]
     Start(String),
+}
+
+impl From<ModelsError> for RunError {
+    fn from(error: ModelsError) -> Self {
+        match error {
+            ModelsError::Model(error) => Self::Model(error),
+            ModelsError::Tables(error) => Self::Tables(error.into()),
+        }
+    }
 }
 
 /// A pipeline that runs, as other threads of its process see it.

@@ -328,7 +328,7 @@ impl Sample {
                 State::Patch(_) => self.patches += 1,
                 State::Gone | State::Left(_) | State::Arrived(_) => self.deletes += 1,
                 State::Truncated(_) => self.truncations += 1,
-                State::Retry(_) | State::Retried(_) => {}
+                State::Retry(_) | State::Retried(_) | State::Tell(_) => {}
             }
         }
         if self.debezium

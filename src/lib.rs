@@ -37,6 +37,7 @@ pub mod schemas;
 pub mod sinks;
 pub mod stages;
 pub mod status;
+pub mod swap;
 pub mod tables;
 pub mod wire;
 pub mod worker;

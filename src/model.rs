@@ -308,24 +308,28 @@ struct Alarm(std::sync::mpsc::Sender<Result<models::pool::Answers, ModelError>>)
 impl Watcher for Alarm {
     fn classified(&self, _: usize, _: Duration) {}
 
-    fn failed(&self, error: ModelError) {
+    fn failed(&self, _: &str, error: ModelError) {
         // Whoever waited may have given up already.
         let _ = self.0.send(Err(error));
     }
 }
 
 /// Scores distinct texts, with progress where a terminal is.
-fn score(
+///
+/// # Errors
+/// If the model fails.
+pub fn score(
     model: TextClassifier,
     threads: usize,
     texts: &[Arc<str>],
 ) -> anyhow::Result<HashMap<Arc<str>, Prediction>> {
     let (sender, answers) = channel();
-    let pool = Pool::start(model, threads, Alarm(sender.clone()));
+    let pool = Pool::start(threads, Alarm(sender.clone()));
+    let scorer = pool.add(model, false);
     let answer: Answer = Arc::new(move |answers| {
         let _ = sender.send(Ok(answers));
     });
-    pool.submit(texts.to_vec(), &answer);
+    scorer.submit(texts.to_vec(), &answer);
     let terminal = std::io::stderr().is_terminal();
     let mut predictions = HashMap::with_capacity(texts.len());
     while predictions.len() < texts.len() {

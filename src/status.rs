@@ -57,6 +57,12 @@ impl Statuses {
         told.now()
     }
 
+    /// What each process told of itself last, in their order.
+    pub fn processes(&self) -> Vec<Value> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.processes.values().cloned().collect()
+    }
+
     /// Samples of the last quarter of an hour, the oldest first.
     pub fn history(&self) -> Vec<Value> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,6 +123,7 @@ pub fn of(process: &Process) -> Value {
         },
         "stages": stages.collect::<Vec<_>>(),
         "scoring": scoring,
+        "model": process.swap().map(|swap| swap.tell()),
         "checkpoint": checkpoint.map(|(epoch, took)| json!({
             "epoch": epoch,
             "took_ms": took.as_millis() as u64,

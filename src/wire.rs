@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -16,14 +15,12 @@ use dataflows::envelope::Format;
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
-    Score, Sink, StoredFile, Written,
+    Checkpoint, Committer, Environment, FileRows, Model, Models, Observer, RejectObserver, Removal,
+    Reply, Score, Sink, Standing, StoredFile, Written,
 };
 use dataflows::record::{Confidence, Record};
-use models::files::ModelFiles;
-use models::onnx::TextClassifier;
-use models::pool::{Answer, Pool, PoolStatistics, Watcher};
-use models::{ModelError, Prediction};
+use models::Prediction;
+use models::pool::{Answer, PoolStatistics, Scorer};
 use roaring::RoaringBitmap;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
@@ -38,6 +35,7 @@ use crate::metrics::{self, RowCounters};
 use crate::plan::{Overrides, Plan, SourcePlan};
 use crate::progress::Progress;
 use crate::status::Statuses;
+use crate::swap::{ModelsError, Swap};
 use crate::{EXIT_FAILURE, Stop, give_up, now_ms};
 
 /// Records of an epoch during catch-up: few where each must be scored, so that results keep coming;
@@ -52,7 +50,7 @@ const WAITING_TEXTS: u64 = 4_000;
 pub struct Process {
     plan: Plan,
     runtime: Handle,
-    pool: Option<Arc<Pool>>,
+    swap: Option<Arc<Swap>>,
     opening: Mutex<()>,
     tables: OnceLock<Tables>,
     stop: Arc<Stop>,
@@ -115,19 +113,16 @@ impl Process {
     /// Loads the model; tables are opened later, by [`Process::open_tables`].
     ///
     /// # Errors
-    /// If the model cannot be used.
-    pub fn new(plan: Plan, runtime: Handle, stop: Arc<Stop>) -> Result<Self, ModelError> {
-        let pool = match &plan.model {
+    /// If the model cannot be used, or the storage does not tell which it is.
+    pub fn new(plan: Plan, runtime: Handle, stop: Arc<Stop>) -> Result<Self, ModelsError> {
+        let swap = match &plan.model {
             None => None,
             Some(model) => {
-                let mut files = ModelFiles::of(model.directory.as_deref())?;
-                files.labels.clone_from(&model.labels);
-                let classifier = TextClassifier::load(&files)?;
-                Some(Arc::new(Pool::start(
-                    classifier,
-                    model.threads,
-                    PoolWatcher,
-                )))
+                let tables = plan.tables_plan()?;
+                let decisions = tables.map(|tables| Manifests::open(&tables.folder));
+                let workers = plan.cluster.workers;
+                let swap = Swap::start(model, workers, decisions, runtime.clone())?;
+                Some(Arc::new(swap))
             }
         };
         Ok(Self {
@@ -135,7 +130,7 @@ impl Process {
             retries: AtomicU64::default(),
             plan,
             runtime,
-            pool,
+            swap,
             opening: Mutex::default(),
             tables: OnceLock::new(),
             stop,
@@ -250,9 +245,14 @@ impl Process {
         &self.progress
     }
 
-    /// What the model's threads have done.
+    /// The models, if texts are scored.
+    pub fn swap(&self) -> Option<&Arc<Swap>> {
+        self.swap.as_ref()
+    }
+
+    /// What the models' threads have done.
     pub fn scoring(&self) -> Option<PoolStatistics> {
-        self.pool.as_ref().map(|pool| pool.statistics())
+        self.swap.as_ref().map(|swap| swap.statistics())
     }
 
     /// Whether so many texts wait for the model that the intake should pause.
@@ -263,7 +263,7 @@ impl Process {
 
     /// How many records an epoch may hold during catch-up.
     pub fn records_an_epoch(&self) -> usize {
-        if self.pool.is_some() {
+        if self.swap.is_some() {
             RECORDS_AN_EPOCH_SCORED
         } else {
             RECORDS_AN_EPOCH_COUNTED
@@ -491,19 +491,6 @@ fn to_commit(checkpoint: Checkpoint) -> Result<Commit, serde_json::Error> {
     })
 }
 
-/// Tells of the model's work, and ends the process when the model fails.
-struct PoolWatcher;
-
-impl Watcher for PoolWatcher {
-    fn classified(&self, texts: usize, took: Duration) {
-        metrics::inference(texts, took);
-    }
-
-    fn failed(&self, error: ModelError) {
-        give_up(&error, EXIT_FAILURE)
-    }
-}
-
 /// What stands behind the names that a pipeline asks for, on one worker.
 pub struct WorkerEnvironment {
     process: Arc<Process>,
@@ -511,9 +498,10 @@ pub struct WorkerEnvironment {
 }
 
 impl Environment for WorkerEnvironment {
-    fn model(&mut self, _: &str) -> Option<Box<dyn Model>> {
-        let pool = Arc::clone(self.process.pool.as_ref()?);
-        Some(Box::new(PooledModel { pool }))
+    fn models(&mut self, _: &str) -> Option<Box<dyn Models>> {
+        let swap = Arc::clone(self.process.swap.as_ref()?);
+        let worker = self.worker;
+        Some(Box::new(WorkerModels { swap, worker }))
     }
 
     fn recalls_scores(&self) -> bool {
@@ -583,32 +571,56 @@ impl Environment for WorkerEnvironment {
     }
 }
 
-struct PooledModel {
-    pool: Arc<Pool>,
+/// The models of a process, as one of its workers knows them.
+struct WorkerModels {
+    swap: Arc<Swap>,
+    worker: usize,
 }
+
+impl Models for WorkerModels {
+    fn current(&mut self) -> Box<dyn Model> {
+        Box::new(PooledModel(self.swap.current()))
+    }
+
+    fn candidate(&mut self) -> Option<Box<dyn Model>> {
+        Some(Box::new(PooledModel(self.swap.candidate()?)))
+    }
+
+    fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>> {
+        let candidate = self.swap.candidate();
+        let found = candidate.filter(|candidate| candidate.fingerprint() == fingerprint);
+        Some(Box::new(PooledModel(found?)))
+    }
+
+    fn note(&mut self, standing: Standing) {
+        self.swap.note(self.worker, standing);
+    }
+}
+
+struct PooledModel(Arc<Scorer>);
 
 impl Model for PooledModel {
     fn fingerprint(&self) -> Text {
-        self.pool.fingerprint().into()
+        self.0.fingerprint().into()
     }
 
     fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>) {
+        let model = self.fingerprint();
         let answer: Answer = Arc::new(move |predictions| {
-            reply.send(predictions.into_iter().map(to_score).collect());
+            let scored = predictions.into_iter();
+            reply.send(scored.map(|scored| to_score(scored, &model)).collect());
         });
-        self.pool.submit(texts, &answer);
+        self.0.submit(texts, &answer);
     }
 }
 
-fn to_score((text, prediction): (Text, Prediction)) -> (Text, Score) {
-    let confidence = Confidence(prediction.confidence);
-    (
-        text,
-        Score {
-            label: prediction.label,
-            confidence,
-        },
-    )
+fn to_score((text, prediction): (Text, Prediction), model: &Text) -> (Text, Score) {
+    let score = Score {
+        label: prediction.label,
+        confidence: Confidence(prediction.confidence),
+        model: Arc::clone(model),
+    };
+    (text, score)
 }
 
 struct TableSink {

@@ -130,6 +130,11 @@ impl Turns {
                     // Every worker hears of it, and its process is to act once.
                     Order::RetryRejects if self.first_of_process => self.process.retry_rejects(),
                     Order::RetryRejects => {}
+                    Order::Swap(order) => {
+                        if let (true, Some(swap)) = (self.first_of_process, self.process.swap()) {
+                            swap.obey(order);
+                        }
+                    }
                     Order::Status(process, status) => {
                         if self.first_of_process {
                             self.process.statuses().note(process, &status);
@@ -216,6 +221,7 @@ impl Turns {
             .with_frontier(|frontier| frontier.first().copied());
         self.tell_restored(first);
         self.tell_status();
+        self.lead_models();
         self.watch_rejects(first);
         self.watch(first);
         self.process.progress().lag(
@@ -234,6 +240,26 @@ impl Turns {
         let process = self.process.plan().cluster.process;
         let status = status::of(&self.process).to_string();
         self.answering.order(Order::Status(process, status));
+    }
+
+    /// The first worker of all gives the models' orders.
+    fn lead_models(&mut self) {
+        let cluster = &self.process.plan().cluster;
+        let Some(swap) = self.process.swap().filter(|_| cluster.process == 0) else {
+            return;
+        };
+        let told = self.process.statuses().processes();
+        if told.len() < cluster.hosts.len().max(1) {
+            return;
+        }
+        if let Some(order) = swap.lead(&told) {
+            self.answering.order(Order::Swap(order));
+        }
+        for order in swap.take_orders() {
+            self.feeds
+                .iter_mut()
+                .for_each(|feed| feed.order(order.clone()));
+        }
     }
 
     fn tell_restored(&mut self, first: Option<Epoch>) {

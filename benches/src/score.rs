@@ -8,18 +8,17 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use assay::generate::tweets::{GeneratedTweet, TweetGenerator};
+use assay::model::score;
 use clap::Args;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use models::ModelError;
 use models::files::ModelFiles;
 use models::onnx::{TextClassifier, Tokens};
-use models::pool::{Answer, Pool, Watcher};
 
 use crate::cost::{self, Spent};
 use crate::program::{Assay, SEED, bare_files, write_lines};
@@ -54,7 +53,7 @@ pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
     add(&case, bare);
     let case = format!("pool, threads: {cores}");
     eprintln!("measuring: {case}");
-    let (_, pool) = cost::of_work(|| score_in_pool(model, cores, texts))?;
+    let (_, pool) = cost::of_work(|| score(model, cores, &texts))?;
     add(&case, pool);
 
     let (empty, full) = (assay.folder().join("empty"), assay.folder().join("full"));
@@ -137,41 +136,6 @@ fn classify(model: &TextClassifier, batches: &[Vec<Tokens>], threads: usize) -> 
             ended.context("cannot classify")
         })
     })
-}
-
-/// Answers that came together, or why no more will come.
-type Answered = Result<usize, ModelError>;
-
-struct Failures(Sender<Answered>);
-
-impl Watcher for Failures {
-    fn classified(&self, _: usize, _: Duration) {}
-
-    fn failed(&self, error: ModelError) {
-        // Without a receiver the bench has ended already.
-        let _ = self.0.send(Err(error));
-    }
-}
-
-/// Tokenizes and scores, as the pipeline's pool does.
-fn score_in_pool(
-    model: TextClassifier,
-    threads: usize,
-    texts: Vec<Arc<str>>,
-) -> anyhow::Result<()> {
-    let (sender, receiver) = mpsc::channel::<Answered>();
-    let pool = Pool::start(model, threads, Failures(sender.clone()));
-    let answer: Answer = Arc::new(move |answers: Vec<_>| {
-        // As above.
-        let _ = sender.send(Ok(answers.len()));
-    });
-    let mut waiting = texts.len();
-    pool.submit(texts, &answer);
-    while waiting > 0 {
-        let answered = receiver.recv().context("the pool ended early")??;
-        waiting = waiting.saturating_sub(answered);
-    }
-    Ok(())
 }
 
 fn line(case: &str, spent: Spent, texts: usize) -> [String; 3] {

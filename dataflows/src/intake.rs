@@ -12,6 +12,7 @@ use crate::change::{Epoch, Text};
 use crate::envelope::{Decoder, Format, Message, NotYet, RowChange, SourceRow};
 use crate::operators::checkpoint::Position;
 use crate::operators::upsert::{State, Upsert};
+use crate::ports::ModelOrder;
 use crate::transactions::Transactions;
 
 /// How many closed epochs may wait between an ingest thread and its worker: enough to keep both
@@ -191,6 +192,9 @@ pub trait Feed {
     /// Feeds one closed epoch, if one waits.
     fn feed(&mut self) -> Fed;
 
+    /// Tells what is to become of the models, at the next epoch that is fed; one worker does, for all.
+    fn order(&mut self, order: ModelOrder);
+
     /// Ends the source: no epoch will follow.
     fn end(&mut self);
 }
@@ -198,6 +202,8 @@ pub trait Feed {
 pub(crate) struct ChannelFeed<R: SourceRow + ExchangeData> {
     rows: Option<InputHandleVec<Epoch, RowChange<R>>>,
     positions: Option<InputHandleVec<Epoch, Position>>,
+    orders: Option<InputHandleVec<Epoch, ModelOrder>>,
+    waiting_orders: Vec<ModelOrder>,
     epochs: Receiver<EpochBatch<R>>,
     restored: Vec<RowChange<R>>,
 }
@@ -206,12 +212,15 @@ impl<R: SourceRow + ExchangeData> ChannelFeed<R> {
     pub(crate) fn new(
         rows: InputHandleVec<Epoch, RowChange<R>>,
         positions: InputHandleVec<Epoch, Position>,
+        orders: InputHandleVec<Epoch, ModelOrder>,
         epochs: Receiver<EpochBatch<R>>,
         restored: Vec<RowChange<R>>,
     ) -> Self {
         Self {
             rows: Some(rows),
             positions: Some(positions),
+            orders: Some(orders),
+            waiting_orders: Vec::new(),
             epochs,
             restored,
         }
@@ -228,10 +237,15 @@ impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {
         if let Some(positions) = &mut self.positions {
             positions.advance_to(1);
         }
+        if let Some(orders) = &mut self.orders {
+            orders.advance_to(1);
+        }
     }
 
     fn feed(&mut self) -> Fed {
-        let (Some(rows), Some(positions)) = (&mut self.rows, &mut self.positions) else {
+        let (Some(rows), Some(positions), Some(orders)) =
+            (&mut self.rows, &mut self.positions, &mut self.orders)
+        else {
             return Fed::Ended;
         };
         match self.epochs.try_recv() {
@@ -243,6 +257,9 @@ impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {
                 positions.advance_to(batch.epoch);
                 positions.send_batch(&mut batch.positions);
                 positions.advance_to(batch.epoch + 1);
+                orders.advance_to(batch.epoch);
+                orders.send_batch(&mut self.waiting_orders);
+                orders.advance_to(batch.epoch + 1);
                 Fed::Epoch(batch.epoch, records)
             }
             Err(TryRecvError::Empty) => Fed::Empty,
@@ -253,8 +270,13 @@ impl<R: SourceRow + ExchangeData> Feed for ChannelFeed<R> {
         }
     }
 
+    fn order(&mut self, order: ModelOrder) {
+        self.waiting_orders.push(order);
+    }
+
     fn end(&mut self) {
         self.rows = None;
         self.positions = None;
+        self.orders = None;
     }
 }

@@ -82,6 +82,16 @@ impl<T> Answers<T> {
         }
     }
 
+    /// Answers apart from these that wake the same operator.
+    pub(crate) fn apart(&self) -> Self {
+        let (answers, receiver) = mpsc::channel();
+        let waker = Arc::clone(&self.reply.waker);
+        Self {
+            reply: Reply { answers, waker },
+            receiver,
+        }
+    }
+
     /// Where to send answers.
     pub(crate) fn reply(&self) -> Reply<T> {
         self.reply.clone()
@@ -99,6 +109,8 @@ pub struct Score {
     pub label: Text,
     /// How sure the model is of it.
     pub confidence: crate::record::Confidence,
+    /// The fingerprint of the model.
+    pub model: Text,
 }
 
 /// Turns texts into labels, on threads of its own.
@@ -108,6 +120,46 @@ pub trait Model {
 
     /// Scores the texts, in any order and any number of answers, each text exactly once.
     fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>);
+}
+
+/// The models that score a pipeline's texts, as one worker knows them.
+pub trait Models {
+    /// The model whose scores count at start.
+    fn current(&mut self) -> Box<dyn Model>;
+
+    /// The model that scores beside it from the start, if there is one.
+    fn candidate(&mut self) -> Option<Box<dyn Model>>;
+
+    /// The model of this fingerprint, which scores beside the current one from now on; `None` if it has
+    /// gone meanwhile.
+    fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>>;
+
+    /// Hears how things stand on this worker, whenever they may have changed.
+    fn note(&mut self, standing: Standing);
+}
+
+/// How a worker's models stand.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standing {
+    /// The fingerprint of the model whose scores count.
+    pub current: Text,
+    /// The candidate's.
+    pub candidate: Option<Text>,
+    /// Of how many live texts the candidate has said something.
+    pub scored: usize,
+    /// Of how many it has yet to.
+    pub waiting: usize,
+}
+
+/// What is to become of a pipeline's models, told to all workers at one epoch.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub enum ModelOrder {
+    /// The model of this fingerprint scores all live texts beside the current one.
+    Shadow(Text),
+    /// The scores of that model count from this epoch on.
+    Promote(Text),
+    /// No model scores beside the current one any more.
+    Drop,
 }
 
 /// A file of a table.
@@ -231,10 +283,10 @@ pub type RejectObserver = Box<dyn Fn(&str, String)>;
 
 /// What stands behind the names that a pipeline asks for, on one worker.
 pub trait Environment {
-    /// The model of this name, or `None` if the pipeline runs without.
-    fn model(&mut self, name: &str) -> Option<Box<dyn Model>>;
+    /// The models of this name, or `None` if the pipeline runs without.
+    fn models(&mut self, name: &str) -> Option<Box<dyn Models>>;
 
-    /// Whether scores that the last checkpoint held are used again.
+    /// Whether scores by the current model that the last checkpoint held are used again.
     fn recalls_scores(&self) -> bool;
 
     /// The table of this relation, or `None` if it is not kept in one.
@@ -271,6 +323,7 @@ pub struct Ports<'s, 'e> {
     environment: &'e mut dyn Environment,
     changes: Vec<StreamVec<'s, Epoch, Change>>,
     positions: Vec<StreamVec<'s, Epoch, Position>>,
+    orders: Vec<StreamVec<'s, Epoch, ModelOrder>>,
     /// Where the rows lie of relations that were read already, so that no table is read twice.
     stored: HashMap<&'static str, Vec<StoredRow>>,
     built: Built,
@@ -299,6 +352,7 @@ impl<'s, 'e> Ports<'s, 'e> {
             environment,
             changes: Vec::new(),
             positions: Vec::new(),
+            orders: Vec::new(),
             stored: HashMap::new(),
             built: Built::default(),
         }
@@ -321,18 +375,25 @@ impl<'s, 'e> Ports<'s, 'e> {
     ) -> StreamVec<'s, Epoch, RowChange<R>> {
         let (rows, row_stream) = self.scope.new_input();
         let (positions, position_stream) = self.scope.new_input();
+        let (orders, order_stream) = self.scope.new_input();
         let peers = self.scope.peers() as u64;
         let (intake, epochs) = DecodingIntake::new(self.format(name), peers, stored_keys);
-        let feed = ChannelFeed::new(rows, positions, epochs, restored);
+        let feed = ChannelFeed::new(rows, positions, orders, epochs, restored);
+        self.orders.push(order_stream);
         self.built.intakes.push((name, Box::new(intake)));
         self.built.feeds.push(Box::new(feed));
         self.positions.push(position_stream);
         row_stream
     }
 
-    /// The named model.
-    pub fn model(&mut self, name: &str) -> Option<Box<dyn Model>> {
-        self.environment.model(name)
+    /// The named models.
+    pub fn models(&mut self, name: &str) -> Option<Box<dyn Models>> {
+        self.environment.models(name)
+    }
+
+    /// What is to become of the models, as some worker tells by its feed; call after [`Ports::source`].
+    pub fn model_orders(&self) -> StreamVec<'s, Epoch, ModelOrder> {
+        self.scope.concatenate(self.orders.clone())
     }
 
     /// Whether scores that the last checkpoint held are used again.

@@ -5,10 +5,11 @@
 //! ```
 //!
 //! The queue with the oldest text goes first, so that nothing waits for ever and answers come
-//! roughly in the order of asking; what else has its length goes with it.
+//! roughly in the order of asking; what else has its length goes with it. Several models may share the
+//! threads: those in the background get what the others leave.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,7 +35,13 @@ pub struct Pool {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// How much a pool has done.
+/// A model that a pool's threads run. Dropping it takes the model out; what waits is not answered.
+pub struct Scorer {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+}
+
+/// How much a model has done.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct PoolStatistics {
     /// Texts submitted and not answered yet.
@@ -45,20 +52,36 @@ pub struct PoolStatistics {
 
 /// Hears of a pool's work, on its threads.
 pub trait Watcher: Send + Sync + 'static {
-    /// A batch of texts went through the model.
+    /// A batch of texts went through a model.
     fn classified(&self, texts: usize, took: Duration);
 
-    /// The model stopped working, which ends its thread.
-    fn failed(&self, error: ModelError);
+    /// The model of this fingerprint stopped working, which takes it out of the pool.
+    fn failed(&self, fingerprint: &str, error: ModelError);
 }
 
+/// A model that does not work in the background leaves it one turn of so many.
+const BACKGROUND_TURN: u64 = 8;
+
 struct Shared {
-    model: TextClassifier,
-    queue: Mutex<Queue>,
+    lanes: Mutex<Lanes>,
     work: Condvar,
+    watcher: Box<dyn Watcher>,
+}
+
+/// The models of a pool with what waits for each.
+#[derive(Default)]
+struct Lanes {
+    lanes: Vec<(Arc<Lane>, Queue)>,
+    turns: u64,
+    stopping: bool,
+}
+
+/// A model of a pool.
+struct Lane {
+    model: TextClassifier,
+    background: AtomicBool,
     waiting: AtomicU64,
     scored: AtomicU64,
-    watcher: Box<dyn Watcher>,
 }
 
 #[derive(Default)]
@@ -67,7 +90,6 @@ struct Queue {
     tokenized: BTreeMap<usize, VecDeque<Job>>,
     tokenized_count: usize,
     next_number: u64,
-    stopping: bool,
 }
 
 struct Job {
@@ -85,13 +107,10 @@ enum Work {
 
 impl Pool {
     /// Starts the threads.
-    pub fn start(model: TextClassifier, threads: usize, watcher: impl Watcher) -> Self {
+    pub fn start(threads: usize, watcher: impl Watcher) -> Self {
         let shared = Arc::new(Shared {
-            model,
-            queue: Mutex::default(),
+            lanes: Mutex::default(),
             work: Condvar::new(),
-            waiting: AtomicU64::new(0),
-            scored: AtomicU64::new(0),
             watcher: Box::new(watcher),
         });
         let threads = (0..threads)
@@ -103,30 +122,19 @@ impl Pool {
         Self { shared, threads }
     }
 
-    /// Asks for the scores of texts; each is answered once, in any grouping and order.
-    pub fn submit(&self, texts: Vec<Arc<str>>, answer: &Answer) {
-        self.shared
-            .waiting
-            .fetch_add(texts.len() as u64, Ordering::Relaxed);
-        let mut queue = self.shared.lock();
-        queue
-            .texts
-            .extend(texts.into_iter().map(|text| (text, Arc::clone(answer))));
-        drop(queue);
-        self.shared.work.notify_all();
-    }
-
-    /// The digest of the model's files.
-    pub fn fingerprint(&self) -> &str {
-        self.shared.model.fingerprint()
-    }
-
-    /// How much has been done, and how much waits.
-    pub fn statistics(&self) -> PoolStatistics {
-        PoolStatistics {
-            waiting: self.shared.waiting.load(Ordering::Relaxed),
-            scored: self.shared.scored.load(Ordering::Relaxed),
-        }
+    /// Adds a model; one in the background gets what the others leave, and a small share at least.
+    pub fn add(&self, model: TextClassifier, background: bool) -> Scorer {
+        let lane = Arc::new(Lane {
+            model,
+            background: AtomicBool::new(background),
+            waiting: AtomicU64::new(0),
+            scored: AtomicU64::new(0),
+        });
+        let mut lanes = self.shared.lock();
+        lanes.lanes.push((Arc::clone(&lane), Queue::default()));
+        drop(lanes);
+        let shared = Arc::clone(&self.shared);
+        Scorer { shared, lane }
     }
 }
 
@@ -141,56 +149,111 @@ impl Drop for Pool {
     }
 }
 
+impl Scorer {
+    /// Asks for the scores of texts; each is answered once, in any grouping and order.
+    pub fn submit(&self, texts: Vec<Arc<str>>, answer: &Answer) {
+        let count = texts.len() as u64;
+        self.lane.waiting.fetch_add(count, Ordering::Relaxed);
+        self.shared.with_queue(&self.lane, |queue| {
+            let asked = texts.into_iter().map(|text| (text, Arc::clone(answer)));
+            queue.texts.extend(asked);
+        });
+        self.shared.work.notify_all();
+    }
+
+    /// The model comes first from now on.
+    pub fn to_foreground(&self) {
+        self.lane.background.store(false, Ordering::Relaxed);
+    }
+
+    /// The digest of the model's files.
+    pub fn fingerprint(&self) -> &str {
+        self.lane.model.fingerprint()
+    }
+
+    /// How much has been done, and how much waits.
+    pub fn statistics(&self) -> PoolStatistics {
+        PoolStatistics {
+            waiting: self.lane.waiting.load(Ordering::Relaxed),
+            scored: self.lane.scored.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Scorer {
+    fn drop(&mut self) {
+        self.shared.remove(&self.lane);
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // The queue is whole between any two statements that could panic.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Lanes> {
+        // The queues are whole between any two statements that could panic.
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to a model's queue, if the model is still there.
+    fn with_queue(&self, lane: &Arc<Lane>, act: impl FnOnce(&mut Queue)) {
+        let mut lanes = self.lock();
+        let found = lanes
+            .lanes
+            .iter_mut()
+            .find(|(known, _)| Arc::ptr_eq(known, lane));
+        if let Some((_, queue)) = found {
+            act(queue);
+        }
+    }
+
+    fn remove(&self, lane: &Arc<Lane>) {
+        self.lock()
+            .lanes
+            .retain(|(known, _)| !Arc::ptr_eq(known, lane));
     }
 
     fn work(&self) {
-        while let Some(work) = self.next_work() {
+        while let Some((lane, work)) = self.next_work() {
             let done = match work {
-                Work::Tokenize(texts) => self.tokenize(texts),
-                Work::Classify(jobs) => self.classify(jobs),
+                Work::Tokenize(texts) => self.tokenize(&lane, texts),
+                Work::Classify(jobs) => self.classify(&lane, jobs),
             };
             if let Err(error) = done {
-                self.watcher.failed(error);
-                return;
+                self.remove(&lane);
+                self.watcher.failed(lane.model.fingerprint(), error);
             }
         }
     }
 
-    fn next_work(&self) -> Option<Work> {
-        let mut queue = self.lock();
+    fn next_work(&self) -> Option<(Arc<Lane>, Work)> {
+        let mut lanes = self.lock();
         loop {
-            if queue.stopping {
+            if lanes.stopping {
                 return None;
             }
-            if let Some(work) = queue.take(self.model.batch_limit()) {
+            if let Some(work) = lanes.take() {
                 return Some(work);
             }
-            queue = self
+            lanes = self
                 .work
-                .wait(queue)
+                .wait(lanes)
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn tokenize(&self, texts: Vec<(Arc<str>, Answer)>) -> Result<(), ModelError> {
+    fn tokenize(&self, lane: &Arc<Lane>, texts: Vec<(Arc<str>, Answer)>) -> Result<(), ModelError> {
         let tokens: Vec<_> = texts
             .iter()
-            .map(|(text, _)| self.model.tokenize(text))
+            .map(|(text, _)| lane.model.tokenize(text))
             .collect::<Result<_, _>>()?;
-        let mut queue = self.lock();
-        for ((text, answer), tokens) in texts.into_iter().zip(tokens) {
-            queue.insert(text, tokens, answer);
-        }
-        drop(queue);
+        self.with_queue(lane, |queue| {
+            for ((text, answer), tokens) in texts.into_iter().zip(tokens) {
+                queue.insert(text, tokens, answer);
+            }
+        });
         self.work.notify_all();
         Ok(())
     }
 
-    fn classify(&self, jobs: Vec<Job>) -> Result<(), ModelError> {
+    fn classify(&self, lane: &Lane, jobs: Vec<Job>) -> Result<(), ModelError> {
         let count = jobs.len() as u64;
         let mut tokens = Vec::with_capacity(jobs.len());
         let mut asked = Vec::with_capacity(jobs.len());
@@ -199,12 +262,30 @@ impl Shared {
             asked.push((job.text, job.answer));
         }
         let started = Instant::now();
-        let predictions = self.model.classify(&tokens)?;
+        let predictions = lane.model.classify(&tokens)?;
         self.watcher.classified(tokens.len(), started.elapsed());
-        self.scored.fetch_add(count, Ordering::Relaxed);
-        self.waiting.fetch_sub(count, Ordering::Relaxed);
+        lane.scored.fetch_add(count, Ordering::Relaxed);
+        lane.waiting.fetch_sub(count, Ordering::Relaxed);
         answer_all(asked.into_iter().zip(predictions));
         Ok(())
+    }
+}
+
+impl Lanes {
+    /// The next piece of work: of a model in the background if it is its turn, or if no other has any.
+    fn take(&mut self) -> Option<(Arc<Lane>, Work)> {
+        self.turns += 1;
+        let background_first = self.turns.is_multiple_of(BACKGROUND_TURN);
+        let take = |background: bool, lanes: &mut Vec<(Arc<Lane>, Queue)>| {
+            lanes.iter_mut().find_map(|(lane, queue)| {
+                let chosen = lane.background.load(Ordering::Relaxed) == background;
+                let work = chosen
+                    .then(|| queue.take(lane.model.batch_limit()))
+                    .flatten();
+                work.map(|work| (Arc::clone(lane), work))
+            })
+        };
+        take(background_first, &mut self.lanes).or_else(|| take(!background_first, &mut self.lanes))
     }
 }
 
@@ -270,7 +351,7 @@ mod tests {
     impl Watcher for Panicking {
         fn classified(&self, _: usize, _: Duration) {}
 
-        fn failed(&self, error: ModelError) {
+        fn failed(&self, _: &str, error: ModelError) {
             panic!("{error}");
         }
     }
@@ -292,11 +373,12 @@ mod tests {
             .map(|text| (Arc::clone(text), alone(text)))
             .collect();
 
-        let pool = Pool::start(model, 2, Panicking);
+        let pool = Pool::start(2, Panicking);
+        let scorer = pool.add(model, false);
         let (sender, receiver) = mpsc::channel();
         let answer: Answer = Arc::new(move |answers| sender.send(answers).unwrap());
-        pool.submit(texts[..50].to_vec(), &answer);
-        pool.submit(texts[50..].to_vec(), &answer);
+        scorer.submit(texts[..50].to_vec(), &answer);
+        scorer.submit(texts[50..].to_vec(), &answer);
         let mut answered = HashMap::new();
         while answered.len() < texts.len() {
             for (text, prediction) in receiver.recv().unwrap() {
@@ -305,7 +387,7 @@ mod tests {
         }
         assert_eq!(answered, expected);
         assert_eq!(
-            (pool.statistics().waiting, pool.statistics().scored),
+            (scorer.statistics().waiting, scorer.statistics().scored),
             (0, 200)
         );
     }

@@ -10,8 +10,8 @@ use dataflows::change::{Epoch, Text};
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, FileRows, Model, Observer, RejectObserver, Removal, Reply,
-    Sink, StoredFile, Written,
+    Checkpoint, Committer, Environment, FileRows, Model, Models, Observer, RejectObserver, Removal,
+    Reply, Score, Sink, Standing, StoredFile, Written,
 };
 use roaring::RoaringBitmap;
 
@@ -112,8 +112,8 @@ struct Rehearsal {
 }
 
 impl Environment for Rehearsal {
-    fn model(&mut self, name: &str) -> Option<Box<dyn Model>> {
-        self.inner.model(name)
+    fn models(&mut self, name: &str) -> Option<Box<dyn Models>> {
+        Some(Box::new(WithoutCandidates(self.inner.models(name)?)))
     }
 
     fn recalls_scores(&self) -> bool {
@@ -161,6 +161,35 @@ impl Environment for Rehearsal {
     fn replays(&self, source: &str) -> bool {
         self.inner.replays(source)
     }
+}
+
+/// Models of which the candidate says nothing more: how far it has come is nothing that follows from bronze.
+struct WithoutCandidates(Box<dyn Models>);
+
+impl Models for WithoutCandidates {
+    fn current(&mut self) -> Box<dyn Model> {
+        self.0.current()
+    }
+
+    fn candidate(&mut self) -> Option<Box<dyn Model>> {
+        Some(Box::new(Silent(self.0.candidate()?.fingerprint())))
+    }
+
+    fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>> {
+        self.0.find(fingerprint)
+    }
+
+    fn note(&mut self, _: Standing) {}
+}
+
+struct Silent(Text);
+
+impl Model for Silent {
+    fn fingerprint(&self) -> Text {
+        self.0.clone()
+    }
+
+    fn submit(&mut self, _: Vec<Text>, _: Reply<Vec<(Text, Score)>>) {}
 }
 
 struct Discard;

@@ -4,7 +4,8 @@
 //!
 //! A case is a random log of messages (inserts, updates, deletes, duplicates, broken ones) over a
 //! few partitions, read by runs of 1 to 4 workers. Each run ends cleanly or is cut off; the next one
-//! continues at the positions of the last checkpoint. The model answers out of order, from a thread.
+//! continues at the positions of the last checkpoint. Models answer out of order, from threads; now and then
+//! one scores beside the current one, is promoted, or let go.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,14 +34,15 @@ use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
 use dataflows::ports::{
-    Built, Committer, Environment, Model, Observer, RejectObserver, Reply, Score, Sink,
+    Built, Committer, Environment, Model, ModelOrder, Models, Observer, RejectObserver, Reply,
+    Score, Sink, Standing,
 };
 use dataflows::record::{Record, Timestamp};
 use proptest::prelude::*;
 use timely::worker::Worker;
 
 use follow::Follower;
-use recompute::{FINGERPRINT, Relations, predict, recompute};
+use recompute::{MODELS, Relations, predict, recompute};
 
 /// Partitions of the source; a key always lies in the same one.
 const PARTITIONS: usize = 3;
@@ -165,23 +167,67 @@ fn log() -> impl Strategy<Value = Vec<Entry>> {
 /// The program's own environment, with a model that answers late and out of order.
 struct TestEnvironment {
     inner: WorkerEnvironment,
-    asked: Arc<Mutex<Vec<Text>>>,
+    models: SlowModels,
+}
+
+/// What models were asked for: their fingerprints and the texts.
+type Asked = Arc<Mutex<Vec<(Text, Text)>>>;
+
+/// The model whose scores count, and the one beside it.
+#[derive(Clone, Debug)]
+struct Chosen {
+    current: &'static str,
+    candidate: Option<&'static str>,
+}
+
+#[derive(Clone)]
+struct SlowModels {
+    chosen: Chosen,
+    asked: Asked,
+}
+
+impl SlowModels {
+    fn model(&self, fingerprint: &str) -> Box<dyn Model> {
+        Box::new(SlowModel {
+            fingerprint: fingerprint.into(),
+            asked: Arc::clone(&self.asked),
+        })
+    }
+}
+
+impl Models for SlowModels {
+    fn current(&mut self) -> Box<dyn Model> {
+        self.model(self.chosen.current)
+    }
+
+    fn candidate(&mut self) -> Option<Box<dyn Model>> {
+        Some(self.model(self.chosen.candidate?))
+    }
+
+    fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>> {
+        Some(self.model(fingerprint))
+    }
+
+    fn note(&mut self, _: Standing) {}
 }
 
 struct SlowModel {
-    asked: Arc<Mutex<Vec<Text>>>,
+    fingerprint: Text,
+    asked: Asked,
 }
 
 impl Model for SlowModel {
     fn fingerprint(&self) -> Text {
-        FINGERPRINT.into()
+        self.fingerprint.clone()
     }
 
     fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>) {
-        self.asked.lock().unwrap().extend(texts.iter().cloned());
+        let model = self.fingerprint.clone();
+        let asked = texts.iter().map(|text| (model.clone(), text.clone()));
+        self.asked.lock().unwrap().extend(asked);
         std::thread::spawn(move || {
             for text in texts.into_iter().rev() {
-                let score = predict(&text);
+                let score = predict(&model, &text);
                 reply.send(vec![(text, score)]);
                 std::thread::yield_now();
             }
@@ -190,10 +236,8 @@ impl Model for SlowModel {
 }
 
 impl Environment for TestEnvironment {
-    fn model(&mut self, _: &str) -> Option<Box<dyn Model>> {
-        Some(Box::new(SlowModel {
-            asked: Arc::clone(&self.asked),
-        }))
+    fn models(&mut self, _: &str) -> Option<Box<dyn Models>> {
+        Some(Box::new(self.models.clone()))
     }
 
     fn recalls_scores(&self) -> bool {
@@ -246,17 +290,32 @@ enum End {
     CutOff,
 }
 
+/// What happens to the models at an epoch.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Nothing,
+    Shadow(&'static str),
+    Promote,
+    Drop,
+}
+
 /// A run: how many workers, and how far each epoch reads.
 #[derive(Clone, Debug)]
 struct Run {
     workers: usize,
-    /// Milliseconds to the next epoch, and messages of each partition.
-    epochs: Vec<(u64, [usize; PARTITIONS])>,
+    /// Milliseconds to the next epoch, messages of each partition, and what happens to the models.
+    epochs: Vec<(u64, [usize; PARTITIONS], Turn)>,
     end: End,
 }
 
 fn run() -> impl Strategy<Value = Run> {
-    let epoch = (1..900_u64, prop::array::uniform3(0..6_usize));
+    let turn = prop_oneof![
+        5 => Just(Turn::Nothing),
+        2 => prop::sample::select(MODELS.to_vec()).prop_map(Turn::Shadow),
+        2 => Just(Turn::Promote),
+        1 => Just(Turn::Drop),
+    ];
+    let epoch = (1..900_u64, prop::array::uniform3(0..6_usize), turn);
     let end = prop::sample::select(vec![End::Clean, End::CutOff]);
     (1..=4_usize, prop::collection::vec(epoch, 1..12), end).prop_map(|(workers, epochs, end)| Run {
         workers,
@@ -265,20 +324,47 @@ fn run() -> impl Strategy<Value = Run> {
     })
 }
 
-/// An epoch, and up to which offset of each partition it reads.
+/// An epoch, up to which offset of each partition it reads, and the models from it on.
 #[derive(Clone, Debug)]
 struct Step {
     epoch: Epoch,
     from: Vec<usize>,
     to: Vec<usize>,
+    order: Option<ModelOrder>,
+    chosen: Chosen,
 }
 
-fn steps(run: &Run, log: &Log, restored: Epoch, consumed: &[usize]) -> Vec<Step> {
+impl Chosen {
+    /// What becomes of the models, and what the dataflow is told.
+    fn turn(&mut self, turn: Turn) -> Option<ModelOrder> {
+        match turn {
+            Turn::Nothing => None,
+            Turn::Shadow(model) => {
+                if self.current != model {
+                    self.candidate = Some(model);
+                }
+                Some(ModelOrder::Shadow(model.into()))
+            }
+            Turn::Promote => {
+                self.current = self.candidate.take()?;
+                Some(ModelOrder::Promote(self.current.into()))
+            }
+            Turn::Drop => {
+                self.candidate = None;
+                Some(ModelOrder::Drop)
+            }
+        }
+    }
+}
+
+fn steps(run: &Run, log: &Log, restored: Epoch, consumed: &[usize], chosen: &Chosen) -> Vec<Step> {
     let mut epoch = restored;
     let mut from = consumed.to_vec();
+    let mut chosen = chosen.clone();
     let mut steps = Vec::new();
-    for (pause, counts) in &run.epochs {
+    for (pause, counts, turn) in &run.epochs {
         epoch += pause;
+        let order = chosen.turn(*turn);
         let to: Vec<_> = (0..PARTITIONS)
             .map(|partition| (from[partition] + counts[partition]).min(log.0[partition].len()))
             .collect();
@@ -286,6 +372,8 @@ fn steps(run: &Run, log: &Log, restored: Epoch, consumed: &[usize]) -> Vec<Step>
             epoch,
             from: from.clone(),
             to: to.clone(),
+            order,
+            chosen: chosen.clone(),
         });
         from = to;
     }
@@ -298,7 +386,7 @@ type Seen = (Epoch, &'static str, RecordBatch);
 fn work(
     worker: &mut Worker,
     process: &Arc<Process>,
-    asked: &Arc<Mutex<Vec<Text>>>,
+    models: &SlowModels,
     log: &Log,
     steps: &[Step],
     end: End,
@@ -306,7 +394,7 @@ fn work(
 ) {
     let mut environment = TestEnvironment {
         inner: process.environment(worker.index()),
-        asked: Arc::clone(asked),
+        models: models.clone(),
     };
     let settings = Settings {
         rule: MentionRule::twitter(),
@@ -345,6 +433,9 @@ fn work(
                 partition: format!("t/{partition}").into(),
                 next_offset,
             });
+        }
+        if let (0, Some(order)) = (worker.index(), &step.order) {
+            feeds[0].order(order.clone());
         }
         intake.close(step.epoch, moved).unwrap();
         while !matches!(feeds[0].feed(), Fed::Epoch(..)) {}
@@ -471,6 +562,12 @@ fn read_tables(folder: &std::path::Path) -> Relations {
 fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
     let folder = tempfile::tempdir().unwrap();
     let log = Log::new(entries);
+    let mut chosen = Chosen {
+        current: MODELS[0],
+        candidate: None,
+    };
+    // The current model from each epoch on, as far as it may have become durable.
+    let mut currents = vec![(0, MODELS[0])];
     for run in runs {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -485,25 +582,34 @@ fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
         process.open_tables().unwrap();
         let (restored, consumed) = last_checkpoint(folder.path());
         assert_eq!(process.restored_epoch(), restored);
-        assert_eq!(
-            read_tables(folder.path()),
-            recompute(&log, &consumed),
-            "tables at {restored}"
+        currents.retain(|(epoch, _)| *epoch <= restored);
+        let held = read_tables(folder.path());
+        let current = currents.last().unwrap().1;
+        let what = format!("tables at {restored}");
+        compare(
+            held.clone(),
+            recompute(&log, &consumed, current),
+            current,
+            &what,
         );
 
-        let steps = Arc::new(steps(run, &log, restored, &consumed));
-        let asked: Arc<Mutex<Vec<Text>>> = Arc::default();
+        let steps = Arc::new(steps(run, &log, restored, &consumed, &chosen));
+        currents.extend(steps.iter().map(|step| (step.epoch, step.chosen.current)));
+        let models = SlowModels {
+            chosen: chosen.clone(),
+            asked: Asked::default(),
+        };
         let (seen, all_seen) = channel();
         let seen = Mutex::new(seen);
-        let (worker_log, worker_steps, worker_asked) =
-            (log.clone(), Arc::clone(&steps), Arc::clone(&asked));
+        let (worker_log, worker_steps, worker_models) =
+            (log.clone(), Arc::clone(&steps), models.clone());
         let end = run.end;
         let guards = timely::execute(timely::Config::process(run.workers), move |worker| {
             let seen = seen.lock().unwrap().clone();
             work(
                 worker,
                 &process,
-                &worker_asked,
+                &worker_models,
                 &worker_log,
                 &worker_steps,
                 end,
@@ -526,38 +632,93 @@ fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
                     .iter()
                     .map(|(relation, rows)| (*relation, rows)),
             );
-            assert_eq!(
-                seen,
-                recompute(&log, &step.to),
-                "relations at {}",
-                step.epoch
-            );
+            let current = step.chosen.current;
+            let what = format!("relations at {}", step.epoch);
+            compare(seen, recompute(&log, &step.to, current), current, &what);
         }
-        check_asked(&log, &consumed, &steps, &asked.lock().unwrap());
+        check_asked(
+            &log,
+            &consumed,
+            &held,
+            &chosen,
+            &steps,
+            &models.asked.lock().unwrap(),
+        );
         runtime.shutdown_timeout(Duration::from_secs(10));
         if let (End::Clean, Some(last)) = (run.end, steps.last()) {
-            assert_eq!(
+            let current = last.chosen.current;
+            let expected = recompute(&log, &last.to, current);
+            compare(
                 read_tables(folder.path()),
-                recompute(&log, &last.to),
-                "tables at the end"
+                expected,
+                current,
+                "tables at the end",
             );
         }
+        chosen = steps.last().map_or(chosen, |step| step.chosen.clone());
     }
 }
 
-/// P6: a text is asked for only where it appears, which is after an epoch without it.
-fn check_asked(log: &Log, consumed: &[usize], steps: &[Step], asked: &[Text]) {
-    let states = std::iter::once(consumed).chain(steps.iter().map(|step| &*step.to));
+/// What the candidate has said so far is no function of the epoch; but it is said of live texts, once and as the
+/// candidate says it.
+fn compare(mut seen: Relations, expected: Relations, current: &str, what: &str) {
+    let (scores, others) = std::mem::take(&mut seen.scores)
+        .into_iter()
+        .partition::<Vec<_>, _>(|row| *row.model == *current);
+    seen.scores = scores;
+    for pair in others.windows(2) {
+        assert!(pair[0] != pair[1], "{what}: {pair:?} twice");
+    }
+    for row in others {
+        let live = expected.scores.iter().any(|score| score.text == row.text);
+        let score = predict(&row.model, &row.text);
+        assert!(live, "{what}: {row:?} of a text that is not live");
+        assert_eq!(
+            (&row.label, row.confidence),
+            (&score.label, score.confidence),
+            "{what}"
+        );
+    }
+    assert_eq!(seen, expected, "{what}");
+}
+
+/// P6: a model is asked for a text only where the text appears that it did not know, or the model does; and
+/// where only one model is there, it is asked each time.
+fn check_asked(
+    log: &Log,
+    consumed: &[usize],
+    held: &Relations,
+    chosen: &Chosen,
+    steps: &[Step],
+    asked: &[(Text, Text)],
+) {
+    let alone = chosen.candidate.is_none() && steps.iter().all(|step| step.order.is_none());
+    let of =
+        |chosen: &Chosen, model: &str| chosen.current == model || chosen.candidate == Some(model);
+    let restored = std::iter::once((consumed, chosen));
+    let states = restored.chain(steps.iter().map(|step| (&*step.to, &step.chosen)));
     let states: Vec<_> = states
-        .map(|consumed| recompute(log, consumed).scores)
+        .map(|(consumed, chosen)| (recompute(log, consumed, chosen.current).scores, chosen))
         .collect();
-    let holds = |state: &[TextScore], text: &Text| state.iter().any(|row| row.text == *text);
-    for text in asked {
-        let appeared = states
-            .windows(2)
-            .filter(|pair| !holds(&pair[0], text) && holds(&pair[1], text));
-        let times = asked.iter().filter(|other| *other == text).count();
-        assert_eq!(times, appeared.count(), "how often \"{text}\" was scored");
+    for (model, text) in asked {
+        let known = held
+            .scores
+            .iter()
+            .any(|row| row.model == *model && row.text == *text);
+        let mut wanted = known && of(chosen, model);
+        let mut appeared = 0;
+        for (texts, chosen) in &states {
+            let live = texts.iter().any(|row| row.text == *text);
+            let was_wanted = std::mem::replace(&mut wanted, live && of(chosen, model));
+            appeared += usize::from(wanted && !was_wanted);
+        }
+        let times = asked
+            .iter()
+            .filter(|(by, of)| by == model && of == text)
+            .count();
+        let what = format!("\"{text}\" was scored {times} times by {model}");
+        assert!(times <= appeared, "{what}, not {appeared}");
+        assert!(!alone || times == appeared, "{what}, not {appeared}");
     }
 }
 

@@ -15,7 +15,7 @@ use dataflows::reject::Reject;
 use super::{Entry, Log};
 
 /// All relations, each sorted.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Relations {
     pub(crate) bronze: Vec<Bronze>,
     pub(crate) silver: Vec<Silver>,
@@ -27,8 +27,8 @@ pub(crate) struct Relations {
     pub(crate) rejects: Vec<Reject>,
 }
 
-/// What the source's rows are after so many messages of each partition, the slow and sure way.
-pub(crate) fn recompute(log: &Log, consumed: &[usize]) -> Relations {
+/// What follows from so many messages of each partition, scored by this model, the slow and sure way.
+pub(crate) fn recompute(log: &Log, consumed: &[usize], model: &str) -> Relations {
     let mut rows: BTreeMap<String, Result<Bronze, Reject>> = BTreeMap::new();
     for (partition, count) in consumed.iter().enumerate() {
         for (offset, entry) in log.0[partition][..*count].iter().enumerate() {
@@ -42,7 +42,7 @@ pub(crate) fn recompute(log: &Log, consumed: &[usize]) -> Relations {
             }
         }
     }
-    derive(rows.into_values())
+    derive(rows.into_values(), model)
 }
 
 pub(crate) fn says_the_same(old: &Result<Bronze, Reject>, new: &Result<Bronze, Reject>) -> bool {
@@ -121,7 +121,7 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
     key.map(|key| (key, Some(Ok(row))))
 }
 
-pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>) -> Relations {
+pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>, model: &str) -> Relations {
     let mut relations = Relations::default();
     for row in rows {
         match row {
@@ -133,9 +133,9 @@ pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>) -> Rela
         }
     }
     for row in &relations.silver {
-        relations.gold.push(gold_of(row));
+        relations.gold.push(gold_of(row, model));
     }
-    aggregate(&mut relations);
+    aggregate(&mut relations, model);
     relations.sort();
     relations
 }
@@ -179,25 +179,27 @@ pub(crate) fn derive_silver(row: &Bronze, relations: &mut Relations) {
     }
 }
 
-/// The model of this test: a label and a confidence made from the text's bytes.
-pub(crate) fn predict(text: &str) -> Score {
-    let sum: u32 = text.bytes().map(u32::from).sum();
+/// The models of this test: a label and a confidence made from the bytes of the text and the model's name.
+pub(crate) fn predict(model: &str, text: &str) -> Score {
+    let sum: u32 = model.bytes().chain(text.bytes()).map(u32::from).sum();
     let label = ["negative", "neutral", "positive"][sum as usize % 3];
     Score {
         label: label.into(),
         confidence: Confidence(sum % 1_000_000),
+        model: model.into(),
     }
 }
 
-pub(crate) const FINGERPRINT: &str = "test-model";
+/// The fingerprints of the models.
+pub(crate) const MODELS: [&str; 3] = ["model-a", "model-b", "model-d"];
 
-pub(crate) fn gold_of(row: &Silver) -> Gold {
+pub(crate) fn gold_of(row: &Silver, model: &str) -> Gold {
     let id = |label: Option<&str>| match label {
         Some("negative") => 0,
         Some("positive" | "4") => 1,
         _ => -1,
     };
-    let score = predict(&row.cleaned_text);
+    let score = predict(model, &row.cleaned_text);
     Gold {
         key: row.key.clone(),
         timestamp: row.timestamp,
@@ -208,17 +210,20 @@ pub(crate) fn gold_of(row: &Silver) -> Gold {
         predicted_sentiment: score.label.clone(),
         sentiment_id: id(row.sentiment.as_deref()),
         predicted_sentiment_id: id(Some(&score.label)),
-        model: FINGERPRINT.into(),
+        model: model.into(),
     }
 }
 
-pub(crate) fn aggregate(relations: &mut Relations) {
+pub(crate) fn aggregate(relations: &mut Relations, model: &str) {
     let mut mentions: BTreeMap<Text, Vec<&Gold>> = BTreeMap::new();
     let mut cells: BTreeMap<(Text, Text), i64> = BTreeMap::new();
     let mut texts: BTreeMap<Text, Score> = BTreeMap::new();
     for gold in &relations.gold {
         mentions.entry(gold.mention.clone()).or_default().push(gold);
-        texts.insert(gold.cleaned_text.clone(), predict(&gold.cleaned_text));
+        texts.insert(
+            gold.cleaned_text.clone(),
+            predict(model, &gold.cleaned_text),
+        );
         if let Some(given) = &gold.sentiment {
             let given = if &**given == "4" {
                 "positive".into()
@@ -260,7 +265,7 @@ pub(crate) fn aggregate(relations: &mut Relations) {
     }
     for ((given_label, predicted_label), rows) in cells {
         relations.accuracy.push(Accuracy {
-            model: FINGERPRINT.into(),
+            model: model.into(),
             given_label,
             predicted_label,
             rows,
@@ -269,7 +274,7 @@ pub(crate) fn aggregate(relations: &mut Relations) {
     for (text, score) in texts {
         relations.scores.push(TextScore {
             text,
-            model: FINGERPRINT.into(),
+            model: model.into(),
             label: score.label,
             confidence: score.confidence,
         });

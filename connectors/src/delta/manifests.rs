@@ -121,14 +121,7 @@ impl Manifests {
     /// # Errors
     /// If the storage fails.
     pub async fn lease(&self) -> Result<Option<Bytes>, TableError> {
-        let bytes = match self.store.get(&Path::from(LEASE)).await {
-            Ok(found) => found.bytes().await,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(error) => Err(error),
-        };
-        bytes
-            .map(Some)
-            .map_err(TableError::storage("cannot read the lease"))
+        self.file(LEASE).await
     }
 
     /// Overwrites the lease.
@@ -136,14 +129,46 @@ impl Manifests {
     /// # Errors
     /// If the storage fails.
     pub async fn write_lease(&self, lease: Bytes) -> Result<(), TableError> {
-        let put = self.store.put(&Path::from(LEASE), lease.into()).await;
+        self.write_file(LEASE, lease).await
+    }
+
+    /// What was decided about models, if anything ever was.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn models(&self) -> Result<Option<Bytes>, TableError> {
+        self.file(MODELS).await
+    }
+
+    /// Overwrites what was decided about models.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn write_models(&self, models: Bytes) -> Result<(), TableError> {
+        self.write_file(MODELS, models).await
+    }
+
+    async fn file(&self, name: &str) -> Result<Option<Bytes>, TableError> {
+        let bytes = match self.store.get(&Path::from(name)).await {
+            Ok(found) => found.bytes().await,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        bytes
+            .map(Some)
+            .map_err(TableError::storage(format!("cannot read _assay/{name}")))
+    }
+
+    async fn write_file(&self, name: &str, bytes: Bytes) -> Result<(), TableError> {
+        let put = self.store.put(&Path::from(name), bytes.into()).await;
         put.map(drop)
-            .map_err(TableError::storage("cannot write the lease"))
+            .map_err(TableError::storage(format!("cannot write _assay/{name}")))
     }
 }
 
 const FOLDER: &str = "manifests";
 const LEASE: &str = "lease.json";
+const MODELS: &str = "models.json";
 
 /// Names sort as their numbers do: 20 digits hold every `u64`.
 fn location(number: u64) -> Path {

@@ -35,18 +35,26 @@ impl<D, T: Timestamp> Stash<D, T> {
         &mut self.epochs.entry(epoch.clone()).or_insert_with(held).1
     }
 
-    /// Takes the oldest epoch out, if every frontier has passed it: nothing can come any more that
-    /// stands before it in the order of its type, or beside it.
+    /// The oldest epoch, if every frontier has passed it: nothing can come any more that stands before
+    /// it in the order of its type, or beside it.
+    pub(super) fn first_complete(&self, frontiers: &[&MutableAntichain<T>]) -> Option<&T> {
+        let epoch = self.epochs.first_key_value()?.0;
+        let awaited =
+            |frontier: &&MutableAntichain<T>| frontier.frontier().iter().any(|at| at <= epoch);
+        (!frontiers.iter().any(awaited)).then_some(epoch)
+    }
+
+    /// Takes the oldest epoch out, if it is complete.
     pub(super) fn pop_complete(
         &mut self,
         frontiers: &[&MutableAntichain<T>],
     ) -> Option<(Capability<T>, Vec<D>)> {
-        let epoch = self.epochs.first_key_value()?.0;
-        let awaited =
-            |frontier: &&MutableAntichain<T>| frontier.frontier().iter().any(|at| at <= epoch);
-        if frontiers.iter().any(awaited) {
-            return None;
-        }
+        self.first_complete(frontiers)?;
         self.epochs.pop_first().map(|(_, waiting)| waiting)
+    }
+
+    /// Takes an epoch out.
+    pub(super) fn take(&mut self, epoch: &T) -> Option<(Capability<T>, Vec<D>)> {
+        self.epochs.remove(epoch)
     }
 }

@@ -51,6 +51,8 @@ pub enum State<V> {
     Truncated(u64),
     /// What this worker holds and could not be used is to be tried again.
     Retry(u64),
+    /// What this worker holds is to be told as it was before this epoch.
+    Tell(u64),
     /// The row is this, if none is known that was told later. It was tried again, and comes from no source.
     Retried(Box<V>),
 }
@@ -132,7 +134,8 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
     }
 }
 
-/// Returns the current row of each key.
+/// Returns the current row of each key; and, at epochs at which that is asked for, all rows as they were
+/// before.
 ///
 /// Within an epoch the last change of a key wins, in the order in which its source sent it; so the
 /// changes of a key must all come from one source on one worker. A change to what the row already
@@ -165,7 +168,7 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 /// let changes = timely::example(|scope| {
 ///     let row = |number| Upsert::row("a".into(), Row(number));
 ///     let upserts = vec![row(1), Upsert::gone("a".into()), row(2)];
-///     upsert(upserts.to_stream(scope), "Rows", never).inner.capture()
+///     upsert(upserts.to_stream(scope), "Rows", never).0.inner.capture()
 /// });
 /// assert_eq!(changes.extract(), [(0, vec![(Row(2), 0, 1)])]);
 /// ```
@@ -173,16 +176,16 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
     upserts: StreamVec<'s, Epoch, Upsert<V>>,
     name: &str,
     retry: impl Fn() -> TryAgain<V> + 'static,
-) -> Collection<'s, V> {
+) -> (Collection<'s, V>, StreamVec<'s, Epoch, V>) {
     let by_key = Exchange::new(|upsert: &Upsert<V>| match upsert.state {
-        State::Truncated(worker) | State::Retry(worker) => worker,
+        State::Truncated(worker) | State::Retry(worker) | State::Tell(worker) => worker,
         _ => place(&upsert.key),
     });
     let outer = upserts.scope();
-    let changes = outer.iterative::<Round, _, _>(|inner| {
+    let (changes, told) = outer.iterative::<Round, _, _>(|inner| {
         let (arrivals, arrived) = inner.loop_variable(1);
         let told = upserts.enter(inner).concat(arrived);
-        let applied: StreamVec<_, Result<Change<V>, _>> =
+        let applied: StreamVec<_, Result<Change<V>, Aside<V>>> =
             told.unary_frontier(by_key, name, move |_, _| {
                 let mut stash: Stash<Upsert<V>, Product<Epoch, Round>> = Stash::new();
                 let mut rows = Rows::new(retry);
@@ -194,6 +197,13 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                     while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
                         let epoch = capability.time().outer;
                         let mut session = output.session(&capability);
+                        if upserts
+                            .iter()
+                            .any(|upsert| matches!(upsert.state, State::Tell(_)))
+                        {
+                            let told = rows.all().map(|row| Err(Aside::Told(row.clone())));
+                            session.give_iterator(told);
+                        }
                         let applied = rows.apply(upserts);
                         for (key, old) in applied.before {
                             let new = rows.settle(&key);
@@ -204,15 +214,29 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                             session.give_iterator(old.map(change(-1)).into_iter());
                             session.give_iterator(new.map(change(1)).into_iter());
                         }
-                        session.give_iterator(applied.moved.into_iter().map(Err));
+                        let moved = applied.moved.into_iter();
+                        session.give_iterator(moved.map(|upsert| Err(Aside::Moved(upsert))));
                     }
                 }
             });
-        let (changes, moved) = applied.ok_err(|applied| applied);
+        let (changes, asides): (_, StreamVec<_, Aside<V>>) = applied.ok_err(|applied| applied);
+        let (moved, told) = asides.ok_err(|aside| match aside {
+            Aside::Moved(upsert) => Ok(upsert),
+            Aside::Told(row) => Err(row),
+        });
         moved.connect_loop(arrivals);
-        changes.leave(outer)
+        (changes.leave(outer), told.leave(outer))
     });
-    changes.as_collection()
+    (changes.as_collection(), told)
+}
+
+/// What leaves the operator besides changes of rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Aside<V> {
+    /// A row on its way to another key.
+    Moved(Upsert<V>),
+    /// A row as it was before the epoch.
+    Told(V),
 }
 
 /// What a row that could not be used says when it is tried again, if it can be used now.
@@ -324,6 +348,7 @@ impl<V: Clone + Revision> Rows<V> {
                     self.retry(&mut applied);
                     continue;
                 }
+                State::Tell(_) => continue,
             };
             self.put(key, at, new, &mut applied.before);
         }
@@ -365,6 +390,11 @@ impl<V: Clone + Revision> Rows<V> {
             self.held.remove(key);
         }
         row
+    }
+
+    /// All rows.
+    fn all(&self) -> impl Iterator<Item = &V> {
+        self.held.values().filter_map(|held| held.row.as_ref())
     }
 
     /// The row that a key has now.

@@ -36,6 +36,7 @@ use tokio::sync::oneshot;
 pub use self::answering::Answering;
 use self::changes::ChangesSender;
 pub use self::changes::{ChangeStream, Changes, FollowError};
+use crate::swap::SwapOrder;
 
 /// How long an epoch stays readable after a later one is complete: time enough to plan a query.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -96,6 +97,8 @@ pub enum Order {
     Resume,
     /// Try again what could not be used.
     RetryRejects,
+    /// Change the model.
+    Swap(SwapOrder),
     /// Know what a process tells of itself, in JSON.
     Status(usize, String),
 }

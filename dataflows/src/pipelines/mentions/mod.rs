@@ -20,17 +20,18 @@ use arrow::datatypes::SchemaRef;
 
 use differential_dataflow::AsCollection;
 use foldhash::{HashSet, HashSetExt};
-use timely::dataflow::Scope;
-use timely::dataflow::operators::OkErr;
+use timely::dataflow::operators::vec::{Map, ToStream};
+use timely::dataflow::operators::{Concat, OkErr};
+use timely::dataflow::{Scope, StreamVec};
 
 use self::date::{DateUnit, parse_date};
 use self::mention::MentionRule;
 use crate::change::{Collection, Diff, Epoch, Text};
 use crate::envelope::{Field, Message, Retry, RowChange, SourceRow, optional_text, required_text};
-use crate::operators::score::{ScoredText, score};
+use crate::operators::score::{Notice, ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
-use crate::operators::upsert::{Revision, TryAgain, Upsert, upsert};
-use crate::ports::{Built, Environment, Ports, Score};
+use crate::operators::upsert::{Revision, State, TryAgain, Upsert, upsert};
+use crate::ports::{Built, Environment, ModelOrder, Ports, Score};
 use crate::record;
 use crate::record::{Confidence, Record, Timestamp, read_column};
 use crate::reject::{DECODE, Reject};
@@ -412,7 +413,7 @@ fn sentiment_id(label: Option<&str>) -> i64 {
     }
 }
 
-fn gold(silver: &Silver, score: &Score, model: &Text) -> Arc<Gold> {
+fn gold(silver: &Silver, score: &Score) -> Arc<Gold> {
     Arc::new(Gold {
         key: silver.key.clone(),
         timestamp: silver.timestamp,
@@ -423,7 +424,7 @@ fn gold(silver: &Silver, score: &Score, model: &Text) -> Arc<Gold> {
         predicted_sentiment: score.label.clone(),
         sentiment_id: sentiment_id(silver.sentiment.as_deref()),
         predicted_sentiment_id: sentiment_id(Some(&score.label)),
-        model: model.clone(),
+        model: score.model.clone(),
     })
 }
 
@@ -557,8 +558,10 @@ pub fn build(
     let restored = restored_rows(&mut ports)?;
     let stored_keys = stored_keys(&mut ports)?;
     let tweets = ports.source(SOURCE, restored, stored_keys);
+    let orders = to_all_workers(ports.model_orders());
+    let tweets = tweets.concat(orders.clone().flat_map(told_before));
     let format = ports.format(SOURCE);
-    let rows = upsert(tweets, "Bronze", move || try_again(Retry::new(format())));
+    let (rows, before) = upsert(tweets, "Bronze", move || try_again(Retry::new(format())));
     let (bronze, unreadable) = split(rows);
 
     let of_mentions = settings.clone();
@@ -571,7 +574,15 @@ pub fn build(
     });
     let (silver, undated) = split(exploded);
 
-    let (gold, scores) = predict(&mut ports, silver.clone())?;
+    let of_mentions = settings.clone();
+    let before = before.flat_map(move |row| {
+        let mentions = row
+            .ok()
+            .and_then(|tweet| mentions_of(&tweet, &of_mentions).ok());
+        mentions.into_iter().flatten().map(Notice::Before)
+    });
+    let orders = orders.map(|(worker, order)| Notice::Order(worker, order));
+    let (gold, scores) = predict(&mut ports, silver.clone(), orders.concat(before))?;
 
     let fold_case = settings.fold_case;
     let mentioned = gold
@@ -615,6 +626,23 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
     Ok(unusable.chain(usable).collect())
 }
 
+/// Orders, once for each worker.
+fn to_all_workers(
+    orders: StreamVec<'_, Epoch, ModelOrder>,
+) -> StreamVec<'_, Epoch, (u64, ModelOrder)> {
+    let workers = orders.scope().peers() as u64;
+    orders.flat_map(move |order| (0..workers).map(move |worker| (worker, order.clone())))
+}
+
+/// A model is promoted for all rows, which are told for that.
+fn told_before((worker, order): (u64, ModelOrder)) -> Option<RowChange<Arc<Bronze>>> {
+    matches!(order, ModelOrder::Promote(_)).then(|| Upsert {
+        key: "".into(),
+        at: 0,
+        state: State::Tell(worker),
+    })
+}
+
 /// Tries rejected messages again.
 fn try_again(mut retry: Retry) -> TryAgain<Result<Arc<Bronze>, Box<Reject>>> {
     Box::new(move |row| retry.row(row.as_ref().err()?))
@@ -653,40 +681,40 @@ where
 
 type Predicted<'s> = (Collection<'s, Arc<Gold>>, Collection<'s, TextScore>);
 
-/// Gives each mention the model's score of its text; without a model, an empty one.
+/// Gives each mention the current model's score of its text; without a model, an empty one.
 fn predict<'s>(
     ports: &mut Ports<'s, '_>,
     silver: Collection<'s, Arc<Silver>>,
+    notices: StreamVec<'s, Epoch, Notice<Arc<Silver>>>,
 ) -> Result<Predicted<'s>, String> {
-    let Some(model) = ports.model("sentiment") else {
+    let Some(mut models) = ports.models("sentiment") else {
         let none = Score {
             label: "".into(),
             confidence: Confidence::default(),
+            model: "".into(),
         };
-        let no_model: Text = "".into();
-        let unscored = silver.map(move |row| gold(&row, &none, &no_model));
+        let unscored = silver.map(move |row| gold(&row, &none));
         let no_scores = unscored.clone().flat_map(|_| None::<TextScore>);
         return Ok((unscored, no_scores));
     };
-    let fingerprint = model.fingerprint();
-    // Scores of another model are of no use; persisting will take them out of the table.
+    // Scores of models that are not there are of no use; persisting will take them out of the table.
     let recalled = ports.recalls_scores();
+    let current = models.current().fingerprint();
     let restored = ports.restored::<TextScore>()?.into_iter();
     let restored = restored
-        .filter(|row| recalled && row.model == fingerprint)
-        .map(known)
-        .collect();
+        .filter(move |row| recalled || row.model != current)
+        .map(|row| Notice::Restored(known(row)));
+    let notices = notices.concat(restored.to_stream(ports.scope()));
     let (scored, scores) = score(
         silver,
         |row: &Arc<Silver>| &row.cleaned_text,
-        model,
-        restored,
+        models,
+        notices,
     );
-    let model = fingerprint.clone();
-    let gold = scored.map(move |(row, score)| gold(&row, &score, &model));
-    let scores = scores.map(move |(text, score)| TextScore {
+    let gold = scored.map(|(row, score)| gold(&row, &score));
+    let scores = scores.map(|(text, score)| TextScore {
         text,
-        model: fingerprint.clone(),
+        model: score.model,
         label: score.label,
         confidence: score.confidence,
     });
@@ -694,13 +722,12 @@ fn predict<'s>(
 }
 
 fn known(row: TextScore) -> ScoredText {
-    (
-        row.text,
-        Score {
-            label: row.label,
-            confidence: row.confidence,
-        },
-    )
+    let score = Score {
+        label: row.label,
+        confidence: row.confidence,
+        model: row.model,
+    };
+    (row.text, score)
 }
 
 fn mentioned(gold: &Gold, fold_case: bool) -> Text {

@@ -1,0 +1,528 @@
+//! The models of a running process: the one whose scores count, and a candidate beside it.
+//!
+//! ```text
+//!  every process loads it ─▶ it scores all live texts in the background ─▶ its scores count, everywhere at one epoch
+//! ```
+//!
+//! Each process loads the candidate by itself and tells how it stands. The first process leads: it looks at what
+//! all of them tell, and gives the orders that the dataflow obeys, each at one epoch on all workers. What was
+//! decided is kept beside the tables, so that a restart goes on with it; a configuration that names another model
+//! than it did then counts more.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use connectors::delta::{Manifests, TableError};
+use dataflows::ports::{ModelOrder, Standing};
+use models::ModelError;
+use models::files::ModelFiles;
+use models::onnx::TextClassifier;
+use models::pool::{Pool, PoolStatistics, Scorer, Watcher};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use crate::plan::ModelPlan;
+use crate::{EXIT_FAILURE, give_up, metrics};
+
+/// How long to wait for what an order should bring about: epochs may be held up.
+const ORDER_AGAIN: Duration = Duration::from_secs(5);
+
+/// A model by where it lies.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Its directory, or `None` for the model that is built in.
+    pub directory: Option<PathBuf>,
+    /// What some of its labels are called instead.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The digest of its files.
+    pub fingerprint: String,
+}
+
+/// What all processes are told about models.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum SwapOrder {
+    /// To have this model score beside the current one; and to promote it when it has scored everything, if
+    /// that is said.
+    Load(Choice, bool),
+    /// To promote the candidate when it has scored everything.
+    Promote,
+    /// To let the candidate go.
+    Drop,
+}
+
+/// What is kept beside the tables.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+struct Decided {
+    /// The fingerprint of the configured model when this was decided.
+    configured: String,
+    /// The model whose scores count, if it is not the configured one.
+    current: Option<Choice>,
+    /// The candidate, and whether it is to be promoted.
+    candidate: Option<(Choice, bool)>,
+}
+
+/// Why a process has no models.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelsError {
+    /// The configured model cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// It cannot be read what was decided.
+    #[error(transparent)]
+    Tables(#[from] TableError),
+}
+
+/// The models of a process.
+pub struct Swap {
+    pool: Pool,
+    runtime: Handle,
+    /// Where decisions are kept, if tables are.
+    decisions: Option<Manifests>,
+    workers: usize,
+    failures: Arc<Mutex<Failures>>,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    configured: String,
+    current: (Choice, Arc<Scorer>),
+    candidate: Option<Candidate>,
+    standings: BTreeMap<usize, Standing>,
+    /// What the dataflow is to be told, on the first process.
+    orders: Vec<ModelOrder>,
+    /// The last of them, and when it was given.
+    ordered: Option<(ModelOrder, Instant)>,
+    /// What is kept beside the tables, and whether that is being written anew.
+    kept: Option<Decided>,
+    keeping: bool,
+    /// Texts that earlier models have scored.
+    scored_before: u64,
+    /// Why the last candidate was let go, if it failed.
+    failure: Option<String>,
+}
+
+/// Models that stopped working.
+#[derive(Default)]
+struct Failures {
+    /// The fingerprints of those whose scores count: without them nothing goes on.
+    needed: Vec<String>,
+    /// What became of others.
+    others: BTreeMap<String, String>,
+}
+
+struct Candidate {
+    choice: Choice,
+    promote: bool,
+    loaded: Loaded,
+}
+
+enum Loaded {
+    NotYet,
+    Scorer(Arc<Scorer>),
+    Failed(String),
+}
+
+impl Swap {
+    /// Loads the model that is configured, or the one that was chosen while it was configured.
+    ///
+    /// # Errors
+    /// If the model cannot be used, or it cannot be read what was decided.
+    pub fn start(
+        plan: &ModelPlan,
+        workers: usize,
+        decisions: Option<Manifests>,
+        runtime: Handle,
+    ) -> Result<Self, ModelsError> {
+        let mut configured = Choice {
+            directory: plan.directory.clone(),
+            labels: plan.labels.clone(),
+            fingerprint: String::new(),
+        };
+        let files = configured.files()?;
+        configured.fingerprint = files.fingerprint();
+        let kept = decisions
+            .as_ref()
+            .map(|kept| runtime.block_on(kept.models()));
+        let kept = kept.transpose()?.flatten();
+        let kept = kept.and_then(|bytes| serde_json::from_slice::<Decided>(&bytes).ok());
+        let decided = kept.clone();
+        let decided = decided.filter(|decided| decided.configured == configured.fingerprint);
+        let (chosen, candidate) =
+            decided.map_or((None, None), |decided| (decided.current, decided.candidate));
+        let chosen = chosen.and_then(|choice| Some((choice.load_again()?, choice)));
+        let (model, current) = match chosen {
+            Some((model, choice)) => (model, choice),
+            None => (TextClassifier::load(&files)?, configured.clone()),
+        };
+        let failures = Arc::new(Mutex::new(Failures {
+            needed: vec![current.fingerprint.clone()],
+            others: BTreeMap::new(),
+        }));
+        let pool = Pool::start(plan.threads, PoolWatcher(Arc::clone(&failures)));
+        let scorer = Arc::new(pool.add(model, false));
+        let candidate = candidate.and_then(|(choice, promote)| {
+            let loaded = Loaded::Scorer(Arc::new(pool.add(choice.load_again()?, true)));
+            Some(Candidate {
+                choice,
+                promote,
+                loaded,
+            })
+        });
+        let state = State {
+            configured: configured.fingerprint,
+            current: (current, scorer),
+            candidate,
+            standings: BTreeMap::new(),
+            orders: Vec::new(),
+            ordered: None,
+            kept,
+            keeping: false,
+            scored_before: 0,
+            failure: None,
+        };
+        Ok(Self {
+            pool,
+            runtime,
+            decisions,
+            workers,
+            failures,
+            state: Arc::new(Mutex::new(state)),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The model whose scores count.
+    pub fn current(&self) -> Arc<Scorer> {
+        Arc::clone(&self.state().current.1)
+    }
+
+    /// The candidate, once it is loaded.
+    pub fn candidate(&self) -> Option<Arc<Scorer>> {
+        self.state().candidate.as_ref()?.scorer().cloned()
+    }
+
+    /// What the models have done, and what waits for the one whose scores count.
+    pub fn statistics(&self) -> PoolStatistics {
+        let state = self.state();
+        let mut statistics = state.current.1.statistics();
+        statistics.scored += state.scored_before;
+        if let Some(candidate) = state.candidate.as_ref().and_then(Candidate::scorer) {
+            statistics.scored += candidate.statistics().scored;
+        }
+        statistics
+    }
+
+    /// Notes how a worker stands. When all have promoted the candidate, it is the current model.
+    pub fn note(&self, worker: usize, standing: Standing) {
+        let mut state = self.state();
+        if state.standings.get(&worker) == Some(&standing) {
+            return;
+        }
+        state.standings.insert(worker, standing);
+        let Some(candidate) = &state.candidate else {
+            return;
+        };
+        let fingerprint = &candidate.choice.fingerprint;
+        let promoted = |standing: &Standing| *standing.current == **fingerprint;
+        if let (Loaded::Failed(why), true) =
+            (&candidate.loaded, state.standings.values().any(promoted))
+        {
+            give_up(why, EXIT_FAILURE);
+        }
+        if state.standings.len() == self.workers && state.standings.values().all(promoted) {
+            self.failures().needed.push(fingerprint.clone());
+            state.settle();
+        }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Obeys an order that all processes were given.
+    pub fn obey(self: &Arc<Self>, order: SwapOrder) {
+        let mut state = self.state();
+        match order {
+            SwapOrder::Load(choice, promote) => {
+                state.failure = None;
+                let loads = state.candidate.as_ref().is_some_and(|candidate| {
+                    candidate.choice.fingerprint == choice.fingerprint
+                        && !matches!(candidate.loaded, Loaded::Failed(_))
+                });
+                if let (true, Some(candidate)) = (loads, &mut state.candidate) {
+                    candidate.promote |= promote;
+                    return;
+                }
+                state.candidate = Some(Candidate {
+                    choice: choice.clone(),
+                    promote,
+                    loaded: Loaded::NotYet,
+                });
+                let swap = Arc::clone(self);
+                std::thread::spawn(move || swap.load(&choice));
+            }
+            SwapOrder::Promote => {
+                if let Some(candidate) = &mut state.candidate {
+                    candidate.promote = true;
+                }
+            }
+            SwapOrder::Drop => state.candidate = None,
+        }
+    }
+
+    fn load(&self, choice: &Choice) {
+        let loaded = match choice.load() {
+            Ok(model) if model.fingerprint() == choice.fingerprint => {
+                Loaded::Scorer(Arc::new(self.pool.add(model, true)))
+            }
+            Ok(_) => Loaded::Failed(format!("{}: another model lies there", choice.name())),
+            Err(error) => Loaded::Failed(error.to_string()),
+        };
+        // Another may have been ordered meanwhile.
+        if let Some(candidate) = &mut self.state().candidate
+            && candidate.choice == *choice
+        {
+            candidate.loaded = loaded;
+        }
+    }
+
+    /// What the dataflow is to be told, on the first process.
+    pub fn take_orders(&self) -> Vec<ModelOrder> {
+        std::mem::take(&mut self.state().orders)
+    }
+
+    /// How the models stand here, in JSON.
+    pub fn tell(&self) -> Value {
+        let mut state = self.state();
+        state.note_failure(&mut self.failures());
+        let standings = state.standings.values();
+        let sum = |count: fn(&Standing) -> usize| standings.clone().map(count).sum::<usize>();
+        let (scored, waiting) = (sum(|at| at.scored), sum(|at| at.waiting));
+        let candidate = state.candidate.as_ref().map(|candidate| {
+            let fingerprint = &candidate.choice.fingerprint;
+            let begun = standings
+                .clone()
+                .filter(|at| at.candidate.as_deref() == Some(fingerprint));
+            let mut told = json!({
+                "name": candidate.choice.name(),
+                "fingerprint": fingerprint,
+                "promote": candidate.promote,
+                "loaded": candidate.scorer().is_some(),
+                "begun": begun.count() == self.workers,
+                "scored": scored,
+                "waiting": waiting,
+            });
+            if let Loaded::Failed(why) = &candidate.loaded {
+                told["failed"] = why.as_str().into();
+            }
+            told
+        });
+        json!({
+            "name": state.current.0.name(),
+            "fingerprint": state.current.0.fingerprint,
+            "candidate": candidate,
+            "failure": state.failure,
+        })
+    }
+
+    /// Leads all processes a step further, on the first of them; returns what they are to be told.
+    pub fn lead(&self, told: &[Value]) -> Option<SwapOrder> {
+        let mut state = self.state();
+        let decided = state.decided();
+        let Some(candidate) = &state.candidate else {
+            if state.standings.values().any(|at| at.candidate.is_some()) {
+                state.order(ModelOrder::Drop);
+            }
+            self.keep(&mut state, decided);
+            return None;
+        };
+        let fingerprint = candidate.choice.fingerprint.clone();
+        let candidates: Vec<_> = told
+            .iter()
+            .map(|told| &told["model"]["candidate"])
+            .collect();
+        let failed = candidates
+            .iter()
+            .find_map(|candidate| candidate["failed"].as_str());
+        if let Some(why) = failed {
+            tracing::error!("the candidate is let go, the model stays: {why}");
+            state.failure = Some(why.to_owned());
+            state.candidate = None;
+            return Some(SwapOrder::Drop);
+        }
+        let all = |what: &str| {
+            let here = |candidate: &&Value| candidate["fingerprint"] == *fingerprint;
+            candidates
+                .iter()
+                .all(|told| here(told) && told[what] == true)
+        };
+        let waiting = |candidate: &&Value| candidate["waiting"].as_u64() != Some(0);
+        if all("begun") {
+            let ready = candidate.promote && !candidates.iter().any(waiting);
+            let promoted = ready.then(|| state.promoted());
+            if self.keep(&mut state, promoted.unwrap_or(decided)) && ready {
+                state.order(ModelOrder::Promote(fingerprint.as_str().into()));
+            }
+        } else if all("loaded") && self.keep(&mut state, decided) {
+            state.order(ModelOrder::Shadow(fingerprint.as_str().into()));
+        }
+        None
+    }
+
+    /// Keeps a decision beside the tables; returns whether it is kept. Until then it is tried again and again.
+    fn keep(&self, state: &mut State, decided: Decided) -> bool {
+        let Some(decisions) = &self.decisions else {
+            return true;
+        };
+        let nothing = decided.current.is_none() && decided.candidate.is_none();
+        if state.kept.as_ref() == Some(&decided) || (state.kept.is_none() && nothing) {
+            return true;
+        }
+        if !std::mem::replace(&mut state.keeping, true) {
+            let (decisions, state) = (decisions.clone(), Arc::clone(&self.state));
+            self.runtime.spawn(async move {
+                let written = match serde_json::to_vec_pretty(&decided) {
+                    Ok(json) => decisions.write_models(json.into()).await,
+                    Err(error) => Err(TableError::Unusable(error.to_string())),
+                };
+                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.keeping = false;
+                match written {
+                    Ok(()) => state.kept = Some(decided),
+                    Err(error) => tracing::warn!("{:#}", anyhow::Error::from(error)),
+                }
+            });
+        }
+        false
+    }
+}
+
+impl State {
+    fn decided(&self) -> Decided {
+        let (current, _) = &self.current;
+        let candidate = self.candidate.as_ref();
+        Decided {
+            configured: self.configured.clone(),
+            current: (current.fingerprint != self.configured).then(|| current.clone()),
+            candidate: candidate.map(|candidate| (candidate.choice.clone(), candidate.promote)),
+        }
+    }
+
+    /// What is decided once the candidate's scores count.
+    fn promoted(&self) -> Decided {
+        let candidate = self
+            .candidate
+            .as_ref()
+            .map(|candidate| candidate.choice.clone());
+        Decided {
+            configured: self.configured.clone(),
+            current: candidate.filter(|choice| choice.fingerprint != self.configured),
+            candidate: None,
+        }
+    }
+
+    /// Gives an order, and again if nothing has come of it after a while: twice does no harm.
+    fn order(&mut self, order: ModelOrder) {
+        let given = |(last, at): &(_, Instant)| *last == order && at.elapsed() < ORDER_AGAIN;
+        if !self.ordered.as_ref().is_some_and(given) {
+            self.ordered = Some((order.clone(), Instant::now()));
+            self.orders.push(order);
+        }
+    }
+
+    /// The candidate has become the current model.
+    fn settle(&mut self) {
+        let Some(candidate) = self.candidate.take() else {
+            return;
+        };
+        if let Loaded::Scorer(scorer) = candidate.loaded {
+            scorer.to_foreground();
+            self.scored_before += self.current.1.statistics().scored;
+            tracing::info!(model = candidate.choice.name(), "the model was changed");
+            self.current = (candidate.choice, scorer);
+        }
+    }
+
+    /// Takes note of a candidate that stopped working.
+    fn note_failure(&mut self, failures: &mut Failures) {
+        if let Some(candidate) = &mut self.candidate
+            && let Some(why) = failures.others.remove(&candidate.choice.fingerprint)
+        {
+            candidate.loaded = Loaded::Failed(why);
+        }
+    }
+}
+
+impl Candidate {
+    fn scorer(&self) -> Option<&Arc<Scorer>> {
+        match &self.loaded {
+            Loaded::Scorer(scorer) => Some(scorer),
+            Loaded::NotYet | Loaded::Failed(_) => None,
+        }
+    }
+}
+
+impl Choice {
+    /// What a person calls it.
+    pub fn name(&self) -> String {
+        let directory = self.directory.as_ref();
+        directory.map_or_else(|| "built-in".to_owned(), |path| path.display().to_string())
+    }
+
+    /// Its files.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read.
+    pub fn files(&self) -> Result<ModelFiles, ModelError> {
+        let mut files = ModelFiles::of(self.directory.as_deref())?;
+        files.labels.clone_from(&self.labels);
+        Ok(files)
+    }
+
+    /// Loads it.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn load(&self) -> Result<TextClassifier, ModelError> {
+        TextClassifier::load(&self.files()?)
+    }
+
+    /// Loads what was chosen in an earlier run, if it is still there.
+    fn load_again(&self) -> Option<TextClassifier> {
+        let name = self.name();
+        match self.load() {
+            Ok(model) if model.fingerprint() == self.fingerprint => return Some(model),
+            Ok(_) => {
+                tracing::warn!("{name}: another model lies there than the one that was chosen")
+            }
+            Err(error) => tracing::warn!("the model that was chosen cannot be used: {error}"),
+        }
+        None
+    }
+}
+
+/// Tells of the models' work, and ends the process when the one fails whose scores count.
+struct PoolWatcher(Arc<Mutex<Failures>>);
+
+impl Watcher for PoolWatcher {
+    fn classified(&self, texts: usize, took: Duration) {
+        metrics::inference(texts, took);
+    }
+
+    fn failed(&self, fingerprint: &str, error: ModelError) {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.needed.iter().any(|needed| needed == fingerprint) {
+            give_up(&error, EXIT_FAILURE)
+        }
+        failures
+            .others
+            .insert(fingerprint.to_owned(), error.to_string());
+    }
+}
