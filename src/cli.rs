@@ -363,6 +363,64 @@ enum ModelOrder {
     Bench(model::Bench),
     /// Score labelled texts: precision, recall, F1, confusion matrix, calibration.
     Eval(model::Eval),
+    /// Tell what another model would change in a running Assay: how many texts, how long, which labels.
+    Plan {
+        #[command(flatten)]
+        chosen: model::Chosen,
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Change a running Assay's model: it scores every live text first, then all relations move in one epoch.
+    #[command(after_help = "Examples:
+  assay model plan models/mine
+  assay model set sentiment models/mine --wait
+
+The stream goes on meanwhile. If the model fails, the old one stays. The change holds over restarts, until the
+configuration names another model.")]
+    Set {
+        /// Which of the pipeline's models.
+        #[arg(value_parser = ["sentiment"])]
+        name: String,
+        #[command(flatten)]
+        chosen: model::Chosen,
+        /// Wait until everything shows it.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Have another model score beside a running Assay's own; model_agreement shows where they differ.
+    #[command(after_help = "Examples:
+  assay model shadow models/mine
+  assay query 'select * from model_agreement order by texts desc limit 20'
+  assay model promote --wait")]
+    Shadow {
+        #[command(flatten)]
+        chosen: model::Chosen,
+        /// Wait until it has scored every live text.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Make the scores of the model count that scores beside the other; none is made again.
+    Promote {
+        /// Wait until everything shows it.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Let the model go that scores beside the other.
+    Drop {
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Tell which model a running Assay has, and which beside it.
+    Status {
+        #[command(flatten)]
+        whom: Whom,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -472,9 +530,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", report::write(&whom.server(), &out)?);
             Ok(())
         }
-        Command::Model(ModelOrder::Check(chosen)) => model::check(&chosen),
-        Command::Model(ModelOrder::Bench(bench)) => model::bench(&bench),
-        Command::Model(ModelOrder::Eval(eval)) => model::eval(&eval),
+        Command::Model(order) => look_at_model(&order),
         Command::Diff(diff) => show(&diff.asking, |server| {
             server.diff(
                 &diff.relation,
@@ -492,6 +548,25 @@ fn run(command: Command) -> anyhow::Result<()> {
             &forget.receipt,
         ),
         Command::Generate(Generate::Tweets(tweets)) => generate::run(&tweets),
+    }
+}
+
+fn look_at_model(order: &ModelOrder) -> anyhow::Result<()> {
+    use model::running;
+    match order {
+        ModelOrder::Check(chosen) => model::check(chosen),
+        ModelOrder::Bench(bench) => model::bench(bench),
+        ModelOrder::Eval(eval) => model::eval(eval),
+        ModelOrder::Plan { chosen, whom } => running::plan(chosen, &whom.server()),
+        ModelOrder::Set {
+            chosen, wait, whom, ..
+        } => running::load(chosen, true, *wait, &whom.server()),
+        ModelOrder::Shadow { chosen, wait, whom } => {
+            running::load(chosen, false, *wait, &whom.server())
+        }
+        ModelOrder::Promote { wait, whom } => running::promote(*wait, &whom.server()),
+        ModelOrder::Drop { whom } => running::drop_candidate(&whom.server()),
+        ModelOrder::Status { whom } => running::status(&whom.server()),
     }
 }
 

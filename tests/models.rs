@@ -7,25 +7,11 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
+use support::models::model;
 use support::{Site, assay};
-
-/// The built-in model in a directory of its own, with another configuration.
-fn model(folder: &Path, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
-    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sentiment");
-    let directory = folder.join(name);
-    std::fs::create_dir(&directory).unwrap();
-    for file in ["model.onnx", "tokenizer.json"] {
-        std::fs::copy(built_in.join(file), directory.join(file)).unwrap();
-    }
-    let config = std::fs::read(built_in.join("config.json")).unwrap();
-    let mut config = serde_json::from_slice(&config).unwrap();
-    change(&mut config);
-    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
-    directory
-}
 
 /// Whether it went well, and what was said.
 fn said(arguments: &[&str]) -> (bool, String) {

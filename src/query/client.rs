@@ -81,6 +81,30 @@ impl Server {
         self.request("GET /v1/source", "")
     }
 
+    /// Asks which model scores.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn model(&self) -> anyhow::Result<Value> {
+        self.request("GET /v1/model", "")
+    }
+
+    /// Has another model score.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn load_model(&self, wanted: &Value) -> anyhow::Result<Value> {
+        self.request("POST /v1/model", &wanted.to_string())
+    }
+
+    /// Tells what to do with the other model: `promote` or `drop`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn order_model(&self, order: &str) -> anyhow::Result<Value> {
+        self.request(&format!("POST /v1/model/{order}"), "")
+    }
+
     /// Asks what each process tells of itself.
     ///
     /// # Errors

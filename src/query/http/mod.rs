@@ -18,6 +18,9 @@
 //! | `GET /v1/source` | whether it is paused, and how many messages wait in each partition of this process |
 //! | `POST /v1/source/pause`, `/v1/source/resume` | all processes read nothing until told otherwise, or read on |
 //! | `POST /v1/rejects/retry` | all processes try again what could not be used, by their configurations as they are now |
+//! | `GET /v1/model` | the model whose scores count, and the one that scores beside it |
+//! | `POST /v1/model` | another model scores beside it, and takes its place if `promote` is said: [`model`] |
+//! | `POST /v1/model/promote`, `/v1/model/drop` | that model takes its place, or is let go |
 //! | `GET /v1/openapi.json` | all of this, for machines |
 
 mod access;
@@ -26,6 +29,7 @@ mod dashboard;
 mod explain;
 mod format;
 mod live;
+mod model;
 mod parameters;
 
 use std::sync::Arc;
@@ -108,6 +112,9 @@ pub async fn serve(listener: TcpListener, server: Server, tokens: Tokens) {
         .route("/v1/source/pause", post(pause))
         .route("/v1/source/resume", post(resume))
         .route("/v1/rejects/retry", post(retry_rejects))
+        .route("/v1/model", get(model::tell).post(model::load))
+        .route("/v1/model/promote", post(model::promote))
+        .route("/v1/model/drop", post(model::drop_candidate))
         .route("/v1/relations", get(list))
         .route("/v1/relations/{name}", get(look_up))
         .route("/v1/relations/{name}/changes", get(changes::follow))

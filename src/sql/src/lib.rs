@@ -11,6 +11,7 @@ mod condition;
 mod live;
 pub mod postgres;
 mod session;
+mod views;
 
 use std::fmt;
 use std::sync::Arc;

@@ -6,15 +6,15 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::DataType;
 use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
-    SchemaProvider,
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList,
+    MemorySchemaProvider, SchemaProvider,
 };
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{
     ColumnarValue, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -24,6 +24,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::live::{Current, LiveRelation, RelationsTable};
+use crate::views::{self, WithViews};
 use crate::{Answer, Condition, QueryError, Relation, Relations, codes};
 
 /// The catalog's name, as clients see it.
@@ -73,11 +74,28 @@ pub(crate) fn reads_alone(plan: &LogicalPlan) -> Result<(), QueryError> {
 /// # Errors
 /// If the query is not understood.
 pub fn relations_of(sql: &str) -> Result<Vec<String>, QueryError> {
+    Ok(views::expanded(named_in(sql)?))
+}
+
+/// The names of relations and views in a query.
+pub(crate) fn named_in(sql: &str) -> Result<Vec<String>, QueryError> {
     let dialect = FEATURES.config().options().sql_parser.dialect;
     let statement = FEATURES.sql_to_statement(sql, &dialect)?;
     let references = FEATURES.resolve_table_references(&statement)?;
     let names = references.into_iter();
     Ok(names.map(|name| name.table().to_owned()).collect())
+}
+
+/// What all sessions begin with, over these catalogs.
+pub(crate) fn state(
+    catalogs: Arc<dyn CatalogProviderList>,
+    runtime: Option<Arc<RuntimeEnv>>,
+) -> SessionState {
+    let mut builder = SessionStateBuilder::new_from_existing(FEATURES.clone());
+    if let Some(runtime) = runtime {
+        builder = builder.with_runtime_env(runtime);
+    }
+    builder.with_catalog_list(catalogs).build()
 }
 
 /// A session over these relations, which reads the snapshots that are set to be current.
@@ -92,12 +110,9 @@ pub(crate) fn session(
         .with_disk_manager_builder(disk)
         .build_arc()?;
     let catalogs = Arc::new(MemoryCatalogProviderList::new());
-    let state = SessionStateBuilder::new_from_existing(FEATURES.clone())
-        .with_runtime_env(runtime)
-        .with_catalog_list(catalogs)
-        .build();
-    let context = SessionContext::new_with_state(state);
-    let (public, own) = (MemorySchemaProvider::new(), MemorySchemaProvider::new());
+    let context = SessionContext::new_with_state(state(catalogs, Some(runtime)));
+    let public = Arc::new(MemorySchemaProvider::new());
+    let own = MemorySchemaProvider::new();
     for relation in relations {
         let current = Arc::clone(current);
         let name = relation.name.clone();
@@ -105,7 +120,13 @@ pub(crate) fn session(
     }
     let relations = RelationsTable::new(Arc::clone(current));
     own.register_table("relations".to_owned(), Arc::new(relations))?;
+    // Views read relations alone, so these lie in a catalog of their own as well.
+    let beneath = MemoryCatalogProviderList::new();
     let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema("public", Arc::clone(&public) as Arc<dyn SchemaProvider>)?;
+    beneath.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+    let catalog = MemoryCatalogProvider::new();
+    let public = WithViews::new(public, Arc::new(beneath));
     catalog.register_schema("public", Arc::new(public))?;
     catalog.register_schema(CATALOG, Arc::new(own))?;
     context.register_catalog(CATALOG, Arc::new(catalog));

@@ -23,7 +23,7 @@ use pgwire::types::format::FormatOptions;
 
 use super::errors::{engine, refusal, told};
 use crate::live::Current;
-use crate::{QueryError, Snapshots, codes, session};
+use crate::{QueryError, Snapshots, codes, session, views};
 
 /// Lets through what reads, and chooses the epoch that it reads.
 pub(super) struct Guard {
@@ -148,7 +148,7 @@ impl Guard {
         let named = context.state().resolve_table_references(&statement);
         let named = named.unwrap_or_default().into_iter();
         let named = named.map(|name| name.table().to_owned()).collect();
-        let relations = self.snapshots.pin(named).await;
+        let relations = self.snapshots.pin(views::expanded(named)).await;
         let relations = relations.map_err(|error| told(&QueryError::Read(error)))?;
         self.current.set(relations);
         Ok(())

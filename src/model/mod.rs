@@ -1,4 +1,6 @@
-//! Models before they are used: `assay model check`, `bench` and `eval`.
+//! Models before they are used: `assay model check`, `bench` and `eval`; and in use: [`running`].
+
+pub mod running;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -240,7 +242,7 @@ pub fn eval(eval: &Eval) -> anyhow::Result<()> {
         "{origin}, {} rows, {rate} texts a second\n",
         thousands(rows.len() as u64)
     );
-    print!("{}", matrix(&confusion));
+    print!("{}", matrix(&confusion, "given \\ predicted"));
     println!();
     print!("{}", scores(&confusion));
     println!(
@@ -348,9 +350,9 @@ pub fn score(
 }
 
 /// Counts by given label, a line each, and predicted label.
-fn matrix(confusion: &Confusion) -> String {
+fn matrix(confusion: &Confusion, corner: &str) -> String {
     let labels: Vec<_> = confusion.labels().collect();
-    let mut head = vec!["given \\ predicted".to_owned()];
+    let mut head = vec![corner.to_owned()];
     head.extend(labels.iter().map(|label| (*label).to_owned()));
     let rows = labels.iter().map(|given| {
         let counts = labels
