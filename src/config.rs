@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use dataflows::envelope::UNAVAILABLE;
+use models::Runtime;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -202,6 +203,8 @@ pub struct ModelSettings {
     pub directory: PathBuf,
     /// Scoring threads; 0 for one a core.
     pub threads: usize,
+    /// What runs it.
+    pub runtime: Runtime,
     /// What some of its labels are to be called instead.
     pub labels: BTreeMap<String, String>,
 }
@@ -422,6 +425,7 @@ impl Default for ModelSettings {
             enabled: true,
             directory: PathBuf::new(),
             threads: 0,
+            runtime: Runtime::default(),
             labels: BTreeMap::new(),
         }
     }

@@ -17,6 +17,7 @@ use dataflows::pipelines::mentions;
 use dataflows::pipelines::mentions::date::DateUnit;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::transactions::TransactionTopic;
+use models::Runtime;
 use regex::RegexSet;
 use sql::Limits;
 use sql::postgres::Access;
@@ -186,6 +187,8 @@ pub struct ModelPlan {
     pub directory: Option<PathBuf>,
     /// Scoring threads.
     pub threads: usize,
+    /// What runs it.
+    pub runtime: Runtime,
     /// What some labels are to be called instead.
     pub labels: BTreeMap<String, String>,
 }
@@ -513,6 +516,9 @@ impl Check<'_> {
             );
             self.require(directory.is_dir(), "model.directory", message);
         }
+        if let Err(error) = model.runtime.built_in() {
+            self.mistake("model.runtime", error);
+        }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if model.threads == 0 {
             cores()
@@ -522,6 +528,7 @@ impl Check<'_> {
         Some(ModelPlan {
             directory,
             threads,
+            runtime: model.runtime,
             labels: model.labels.clone(),
         })
     }
@@ -898,6 +905,21 @@ mod tests {
     fn a_source_that_exists_is_accepted() {
         let plan = plan("[source.files]\npath = \"src\"\n[model]\nenabled = false\n").unwrap();
         assert!(plan.model.is_none() && plan.tables.is_some());
+    }
+
+    #[test]
+    fn a_runtime_that_was_left_out_is_refused() {
+        let text = "[source.files]\npath = \"src\"\n[model]\nruntime = \"onnxruntime\"\n";
+        match Runtime::OnnxRuntime.built_in() {
+            Ok(()) => drop(plan(text).unwrap()),
+            Err(_) => {
+                let message = plan(text).unwrap_err();
+                assert!(
+                    message.contains("x.toml:4: model.runtime: this program was built without"),
+                    "{message}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use connectors::delta::{Manifests, TableError};
 use dataflows::ports::{ModelOrder, Standing};
-use models::ModelError;
 use models::files::ModelFiles;
 use models::onnx::TextClassifier;
 use models::pool::{Pool, PoolStatistics, Scorer, Watcher};
+use models::{ModelError, Runtime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -57,7 +57,7 @@ pub enum SwapOrder {
 /// What is kept beside the tables.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 struct Decided {
-    /// The fingerprint of the configured model when this was decided.
+    /// The digest of the configured model's files when this was decided.
     configured: String,
     /// The model whose scores count, if it is not the configured one.
     current: Option<Choice>,
@@ -79,6 +79,8 @@ pub enum ModelsError {
 /// The models of a process.
 pub struct Swap {
     pool: Pool,
+    /// What runs the models.
+    engine: Runtime,
     runtime: Handle,
     /// Where decisions are kept, if tables are.
     decisions: Option<Manifests>,
@@ -88,7 +90,8 @@ pub struct Swap {
 }
 
 struct State {
-    configured: String,
+    /// The configured model, by the digest of its files alone.
+    configured: Choice,
     current: (Choice, Arc<Scorer>),
     candidate: Option<Candidate>,
     standings: BTreeMap<usize, Standing>,
@@ -143,7 +146,7 @@ impl Swap {
             fingerprint: String::new(),
         };
         let files = configured.files()?;
-        configured.fingerprint = files.fingerprint();
+        configured.fingerprint = files.fingerprint(None);
         let kept = decisions
             .as_ref()
             .map(|kept| runtime.block_on(kept.models()));
@@ -153,11 +156,13 @@ impl Swap {
         let decided = decided.filter(|decided| decided.configured == configured.fingerprint);
         let (chosen, candidate) =
             decided.map_or((None, None), |decided| (decided.current, decided.candidate));
-        let chosen = chosen.and_then(|choice| Some((choice.load_again()?, choice)));
-        let (model, current) = match chosen {
+        let engine = plan.runtime;
+        let chosen = chosen.and_then(|choice| Some((choice.load_again(engine)?, choice)));
+        let (model, mut current) = match chosen {
             Some((model, choice)) => (model, choice),
-            None => (TextClassifier::load(&files)?, configured.clone()),
+            None => (TextClassifier::load(&files, engine)?, configured.clone()),
         };
+        model.fingerprint().clone_into(&mut current.fingerprint);
         let failures = Arc::new(Mutex::new(Failures {
             needed: vec![current.fingerprint.clone()],
             others: BTreeMap::new(),
@@ -165,7 +170,7 @@ impl Swap {
         let pool = Pool::start(plan.threads, PoolWatcher(Arc::clone(&failures)));
         let scorer = Arc::new(pool.add(model, false));
         let candidate = candidate.and_then(|(choice, promote)| {
-            let loaded = Loaded::Scorer(Arc::new(pool.add(choice.load_again()?, true)));
+            let loaded = Loaded::Scorer(Arc::new(pool.add(choice.load_again(engine)?, true)));
             Some(Candidate {
                 choice,
                 promote,
@@ -173,7 +178,7 @@ impl Swap {
             })
         });
         let state = State {
-            configured: configured.fingerprint,
+            configured,
             current: (current, scorer),
             candidate,
             standings: BTreeMap::new(),
@@ -186,6 +191,7 @@ impl Swap {
         };
         Ok(Self {
             pool,
+            engine,
             runtime,
             decisions,
             workers,
@@ -278,7 +284,7 @@ impl Swap {
     }
 
     fn load(&self, choice: &Choice) {
-        let loaded = match choice.load() {
+        let loaded = match choice.load(self.engine) {
             Ok(model) if model.fingerprint() == choice.fingerprint => {
                 Loaded::Scorer(Arc::new(self.pool.add(model, true)))
             }
@@ -291,6 +297,11 @@ impl Swap {
         {
             candidate.loaded = loaded;
         }
+    }
+
+    /// What runs the models.
+    pub fn engine(&self) -> Runtime {
+        self.engine
     }
 
     /// What the dataflow is to be told, on the first process.
@@ -409,21 +420,23 @@ impl State {
         let (current, _) = &self.current;
         let candidate = self.candidate.as_ref();
         Decided {
-            configured: self.configured.clone(),
-            current: (current.fingerprint != self.configured).then(|| current.clone()),
+            configured: self.configured.fingerprint.clone(),
+            current: self.unless_configured(current),
             candidate: candidate.map(|candidate| (candidate.choice.clone(), candidate.promote)),
         }
     }
 
+    fn unless_configured(&self, choice: &Choice) -> Option<Choice> {
+        let configured = (&self.configured.directory, &self.configured.labels);
+        (configured != (&choice.directory, &choice.labels)).then(|| choice.clone())
+    }
+
     /// What is decided once the candidate's scores count.
     fn promoted(&self) -> Decided {
-        let candidate = self
-            .candidate
-            .as_ref()
-            .map(|candidate| candidate.choice.clone());
+        let candidate = self.candidate.as_ref();
         Decided {
-            configured: self.configured.clone(),
-            current: candidate.filter(|choice| choice.fingerprint != self.configured),
+            configured: self.configured.fingerprint.clone(),
+            current: candidate.and_then(|candidate| self.unless_configured(&candidate.choice)),
             candidate: None,
         }
     }
@@ -490,14 +503,14 @@ impl Choice {
     ///
     /// # Errors
     /// If it cannot be used.
-    pub fn load(&self) -> Result<TextClassifier, ModelError> {
-        TextClassifier::load(&self.files()?)
+    pub fn load(&self, engine: Runtime) -> Result<TextClassifier, ModelError> {
+        TextClassifier::load(&self.files()?, engine)
     }
 
     /// Loads what was chosen in an earlier run, if it is still there.
-    fn load_again(&self) -> Option<TextClassifier> {
+    fn load_again(&self, engine: Runtime) -> Option<TextClassifier> {
         let name = self.name();
-        match self.load() {
+        match self.load(engine) {
             Ok(model) if model.fingerprint() == self.fingerprint => return Some(model),
             Ok(_) => {
                 tracing::warn!("{name}: another model lies there than the one that was chosen")

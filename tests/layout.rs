@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A dependency, and the only members that may name it.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("timely", &["assay", "dataflows"]),
     ("differential-dataflow", &["dataflows"]),
     ("rdkafka", &["benches", "connectors"]),
@@ -20,6 +20,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("deltalake", &["connectors"]),
     ("tokio-postgres", &["assay", "benches", "connectors"]),
     ("tract-onnx", &["models"]),
+    ("ort", &["models"]),
     ("tokenizers", &["models"]),
     ("datafusion", &["sql"]),
     ("axum", &["assay"]),

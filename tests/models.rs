@@ -98,6 +98,28 @@ fn a_model_is_checked_before_it_is_used() {
 }
 
 #[test]
+fn a_runtime_that_is_not_there_is_refused() {
+    let check = |runtime: &str| {
+        let mut command = assay();
+        command.args(["model", "check", "--runtime", runtime]);
+        let output = command.env_remove("ORT_DYLIB_PATH").output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let told = check("torch");
+    assert!(
+        told.contains("tract") && told.contains("onnxruntime"),
+        "{told}"
+    );
+    let told = check("onnxruntime");
+    let why = match cfg!(feature = "onnxruntime") {
+        true => "ORT_DYLIB_PATH must name",
+        false => "--features onnxruntime",
+    };
+    assert!(told.contains(why), "{told}");
+}
+
+#[test]
 fn a_model_is_measured_on_labelled_texts() {
     let folder = tempfile::tempdir().unwrap();
     let (data, image) = (

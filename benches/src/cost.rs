@@ -35,6 +35,14 @@ impl Spent {
             cpu: self.cpu.saturating_sub(other.cpu),
         }
     }
+
+    /// The lesser of both, by each clock.
+    pub(crate) fn least(self, other: Self) -> Self {
+        Self {
+            wall: self.wall.min(other.wall),
+            cpu: self.cpu.min(other.cpu),
+        }
+    }
 }
 
 /// What a child process cost.

@@ -1,7 +1,7 @@
 //! Scores distinct texts: by the bare model, by the pool of threads, and within the whole pipeline.
 //!
 //! The bare model gets tokens in batches that could not be better; what the pipeline reaches of its
-//! rate is what everything around the model leaves of it.
+//! rate is what everything around the model leaves of it. ONNX Runtime can be run beside it, on the same batches.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hint::black_box;
@@ -16,9 +16,9 @@ use assay::generate::tweets::{GeneratedTweet, TweetGenerator};
 use assay::model::score;
 use clap::Args;
 use dataflows::pipelines::mentions::mention::MentionRule;
-use models::ModelError;
 use models::files::ModelFiles;
 use models::onnx::{TextClassifier, Tokens};
+use models::{ModelError, Runtime};
 
 use crate::cost::{self, Spent};
 use crate::program::{Assay, SEED, bare_files, write_lines};
@@ -27,19 +27,28 @@ use crate::table::{markdown, whole};
 /// Texts of a batch, as many as the pool takes.
 const BATCH: usize = 16;
 
+/// How often tract and ONNX Runtime take turns.
+const ROUNDS: usize = 5;
+
 /// Scores distinct texts with the built-in model.
 #[derive(Args, Debug)]
 pub(crate) struct Score {
     /// How many texts.
     #[arg(long, default_value_t = 2_000)]
     texts: usize,
+    /// Only run the bare model, by tract and by ONNX Runtime, whose library ORT_DYLIB_PATH names.
+    #[arg(long)]
+    beside_onnxruntime: bool,
 }
 
 pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
-    let assay = Assay::find()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
+    if bench.beside_onnxruntime {
+        return beside_onnxruntime(bench.texts, cores);
+    }
+    let assay = Assay::find()?;
     let (tweets, texts) = distinct_texts(bench.texts);
-    let model = TextClassifier::load(&ModelFiles::built_in())?;
+    let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract)?;
     let batches = batches(&model, &texts)?;
 
     let mut rows = Vec::new();
@@ -89,6 +98,70 @@ pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
         percent(bare.wall, pipeline.wall),
     );
     Ok(())
+}
+
+/// Runs the same batches by tract and by ONNX Runtime, in turns, so that whatever else the machine does is in
+/// the way of both.
+fn beside_onnxruntime(count: usize, cores: usize) -> anyhow::Result<()> {
+    let load = |runtime| TextClassifier::load(&ModelFiles::built_in(), runtime);
+    let (tract, peer) = (load(Runtime::Tract)?, load(Runtime::OnnxRuntime)?);
+    let (_, texts) = distinct_texts(count);
+    let batches = batches(&tract, &texts)?;
+    let mut rows = Vec::new();
+    for threads in [1, cores] {
+        eprintln!("measuring: threads: {threads}");
+        let spent = |model: &TextClassifier| {
+            let (_, spent) = cost::of_work(|| classify(model, &batches, threads))?;
+            anyhow::Ok(spent)
+        };
+        let (mut ours, mut theirs) = (spent(&tract)?, spent(&peer)?);
+        for _ in 1..ROUNDS {
+            ours = ours.least(spent(&tract)?);
+            theirs = theirs.least(spent(&peer)?);
+        }
+        let rate = |spent: Spent| format!("{:.1}", count as f64 / spent.wall.as_secs_f64());
+        rows.push([
+            threads.to_string(),
+            rate(ours),
+            rate(theirs),
+            format!("{:.1}%", percent(theirs.wall, ours.wall)),
+            format!("{:.1}%", percent(theirs.cpu, ours.cpu)),
+        ]);
+    }
+    let head = [
+        "threads",
+        "tract, texts per second",
+        "ONNX Runtime, texts per second",
+        "tract of ONNX Runtime",
+        "by CPU seconds",
+    ];
+    println!(
+        "{} distinct texts, {cores} cores, the best of {ROUNDS} rounds:\n",
+        whole(count as f64)
+    );
+    print!("{}", markdown(head, &rows));
+    println!(
+        "\nBoth give {} texts the same label.",
+        whole(alike(&tract, &peer, &batches)? as f64)
+    );
+    Ok(())
+}
+
+/// How many texts both models give the same label.
+fn alike(
+    one: &TextClassifier,
+    other: &TextClassifier,
+    batches: &[Vec<Tokens>],
+) -> anyhow::Result<usize> {
+    let mut alike = 0;
+    for batch in batches {
+        let (ours, theirs) = (one.classify(batch)?, other.classify(batch)?);
+        let pairs = ours.iter().zip(&theirs);
+        alike += pairs
+            .filter(|(one, other)| one.label == other.label)
+            .count();
+    }
+    Ok(alike)
 }
 
 /// As many tweets as asked for, each with a mention and a cleaned text that no other has, so that
@@ -167,7 +240,7 @@ mod tests {
 
     #[test]
     fn batches_hold_every_text_and_one_length_each() {
-        let model = TextClassifier::load(&ModelFiles::built_in()).unwrap();
+        let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
         let (_, texts) = distinct_texts(300);
         let batches = batches(&model, &texts).unwrap();
         assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), 300);

@@ -63,15 +63,20 @@ impl ModelFiles {
         directory.map_or_else(|| Ok(Self::built_in()), Self::read)
     }
 
-    /// A digest of all files, in hexadecimal: two models that differ anywhere have different ones.
-    pub fn fingerprint(&self) -> String {
+    /// A digest of all files and of what runs them, in hexadecimal: two models that differ anywhere have
+    /// different ones.
+    ///
+    /// Runtimes add up in different orders, so the last bits of their scores differ. Of tract, which comes with
+    /// the program, nothing is told.
+    pub fn fingerprint(&self, runtime: Option<&str>) -> String {
         let mut hasher = Xxh3Default::new();
         for file in [&self.graph, &self.tokenizer, &self.config] {
             // The length keeps the end of one file apart from the start of the next.
             hasher.update(&(file.len() as u64).to_le_bytes());
             hasher.update(file);
         }
-        for name in self.labels.iter().flat_map(|(own, called)| [own, called]) {
+        let labels = self.labels.iter().flat_map(|(own, called)| [own, called]);
+        for name in labels.map(String::as_str).chain(runtime) {
             hasher.update(&(name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
         }

@@ -1,16 +1,19 @@
-//! A text classifier in ONNX with a Hugging Face tokenizer, run by tract.
+//! A text classifier in ONNX with a Hugging Face tokenizer.
+//!
+//! What runs its graph lies in a file each: `tract`, and `onnxruntime` for programs that were built with it.
+
+#[cfg(feature = "onnxruntime")]
+mod onnxruntime;
+mod tract;
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
-use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::infer::Factoid;
 
 use crate::files::ModelFiles;
-use crate::{ModelError, Prediction};
+use crate::{ModelError, Prediction, Runtime};
 
 /// Texts in a batch: more gain nothing, because the model is bound by arithmetic.
 const BATCH: usize = 16;
@@ -40,13 +43,28 @@ impl Tokens {
     }
 }
 
-type Graph = Arc<RunnableModel<TypedFact, Box<dyn TypedOp>>>;
+/// A graph with its weights, ready to run, on several threads at a time.
+///
+/// It computes in 32-bit floats, whatever the weights are stored as.
+trait Graph: Send + Sync {
+    /// What it is given, in its order.
+    fn inputs(&self) -> &[Input];
+
+    /// What tells its arithmetic apart from that of others; nothing for tract's.
+    fn arithmetic(&self) -> Option<&str>;
+
+    /// Runs it on values for each input, all of this shape of texts and tokens; returns the logits, behind
+    /// their shape.
+    fn run(
+        &self,
+        shape: [usize; 2],
+        values: Vec<Vec<i64>>,
+    ) -> Result<(Vec<usize>, Vec<f32>), String>;
+}
 
 /// A text classifier; shared by threads, each of which runs it at its own pace.
 pub struct TextClassifier {
-    graph: Graph,
-    /// What the graph's inputs mean, in its order.
-    inputs: Vec<(Input, DatumType)>,
+    graph: Box<dyn Graph>,
     tokenizer: Tokenizer,
     /// Stands for no token; the mask hides it.
     padding: i64,
@@ -63,6 +81,66 @@ enum Input {
     Mask,
     /// Zeros: there is one segment.
     Segments,
+}
+
+impl Input {
+    fn of(name: &str) -> Result<Self, String> {
+        match name {
+            "input_ids" => Ok(Self::Tokens),
+            "attention_mask" => Ok(Self::Mask),
+            "token_type_ids" => Ok(Self::Segments),
+            other => Err(format!(
+                "unknown input \"{other}\"; those of a text classifier are input_ids, attention_mask and \
+                 token_type_ids"
+            )),
+        }
+    }
+
+    /// What it is given for these texts, which have this many tokens each.
+    fn values(self, batch: &[Tokens], length: usize) -> Vec<i64> {
+        let mut values = Vec::with_capacity(batch.len() * length);
+        for tokens in batch {
+            match self {
+                Self::Tokens => values.extend(&tokens.ids),
+                Self::Mask => {
+                    values.extend((0..length).map(|place| i64::from(place < tokens.shown)));
+                }
+                Self::Segments => values.resize(values.len() + length, 0),
+            }
+        }
+        values
+    }
+}
+
+/// What a graph's inputs mean, by their names.
+fn inputs<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<Input>, String> {
+    let inputs = names.map(Input::of).collect::<Result<Vec<_>, _>>()?;
+    if !inputs.contains(&Input::Tokens) {
+        return Err("there is no input \"input_ids\"".to_owned());
+    }
+    Ok(inputs)
+}
+
+/// Which of a graph's outputs holds the logits: the only one, or the one called so.
+fn logits(outputs: &[&str]) -> Result<usize, String> {
+    if outputs.len() == 1 {
+        return Ok(0);
+    }
+    let named = outputs.iter().position(|name| *name == "logits");
+    named.ok_or_else(|| "there are several outputs, none of which is called \"logits\"".to_owned())
+}
+
+fn load_graph(files: &ModelFiles, runtime: Runtime) -> Result<Box<dyn Graph>, String> {
+    match runtime {
+        Runtime::Tract => Ok(Box::new(tract::Tract::load(&files.graph)?)),
+        #[cfg(feature = "onnxruntime")]
+        Runtime::OnnxRuntime => {
+            let graph = onnxruntime::OnnxRuntime::load(files.graph.clone())?;
+            Ok(Box::new(graph))
+        }
+        #[cfg(not(feature = "onnxruntime"))]
+        Runtime::OnnxRuntime => Err(crate::LEFT_OUT.to_owned()),
+    }
 }
 
 /// What `config.json` says, under the names of Hugging Face's transformers.
@@ -135,8 +213,8 @@ impl TextClassifier {
     /// Loads a model and tries it on some texts.
     ///
     /// # Errors
-    /// If a file is not what it should be, or the model and its labels do not agree.
-    pub fn load(files: &ModelFiles) -> Result<Self, ModelError> {
+    /// If a file is not what it should be, the model and its labels do not agree, or the runtime is not there.
+    pub fn load(files: &ModelFiles, runtime: Runtime) -> Result<Self, ModelError> {
         let origin = &files.origin;
         let unfit = |message: String| ModelError(format!("{origin}: {message}"));
         let config = Config::read(&files.config).map_err(unfit)?;
@@ -149,23 +227,22 @@ impl TextClassifier {
         tokenizer
             .with_truncation(None)
             .map_err(ModelError::new(format!("{origin}: tokenizer.json")))?;
-        let (graph, inputs) =
-            load_graph(&files.graph).map_err(|error| unfit(format!("model.onnx: {error:#}")))?;
+        let graph = load_graph(files, runtime).map_err(unfit)?;
+        let fingerprint = files.fingerprint(graph.arithmetic());
         let mut classifier = Self {
             graph,
-            inputs,
             tokenizer,
             padding: padding.unwrap_or_default(),
             max_tokens: config.max_tokens(),
             labels,
             batch_limit: 1,
-            fingerprint: files.fingerprint(),
+            fingerprint,
         };
         classifier.batch_limit = classifier.try_out().map_err(|error| unfit(error.0))?;
         Ok(classifier)
     }
 
-    /// The digest of the model's files.
+    /// The digest of the model's files and of what runs them.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -186,13 +263,14 @@ impl TextClassifier {
     }
 
     fn masked(&self) -> bool {
-        self.inputs.iter().any(|(input, _)| *input == Input::Mask)
+        self.graph.inputs().contains(&Input::Mask)
     }
 
     /// Classifies some texts, alone and in company; returns how many may go together.
     ///
     /// Without a mask nothing can be padded, so texts would not all lie alike. And a model that takes a scale
-    /// from all that it is given, as dynamic quantisation does, scores a text by its company.
+    /// from all that it is given, as dynamic quantisation does, scores a text by its company; so does one that a
+    /// runtime adds up otherwise when there is a single text.
     fn try_out(&self) -> Result<usize, ModelError> {
         let trial = self.tokenize("a day like no other, and then some more of it")?;
         self.classify(std::slice::from_ref(&trial))?;
@@ -211,7 +289,8 @@ impl TextClassifier {
                 })
                 .collect();
             let together = self.run(&batch)?;
-            for row in [0, BATCH - 1] {
+            // Texts with every amount of padding; and several, because sums may agree by chance.
+            for row in (0..BATCH).step_by(TOKEN_MULTIPLE + 1) {
                 let alone = self.run(&batch[row..=row])?;
                 if together.chunks(alone.len()).nth(row) != Some(&alone) {
                     return Ok(1);
@@ -258,9 +337,11 @@ impl TextClassifier {
 
     /// A number a label and text.
     fn run(&self, batch: &[Tokens]) -> Result<Vec<f32>, ModelError> {
-        let logits = self.logits(batch);
-        let (shape, logits) =
-            logits.map_err(|error| ModelError(format!("inference: {error:#}")))?;
+        let length = batch.first().map_or(0, Tokens::padded_len);
+        let inputs = self.graph.inputs().iter();
+        let values = inputs.map(|input| input.values(batch, length)).collect();
+        let logits = self.graph.run([batch.len(), length], values);
+        let (shape, logits) = logits.map_err(|error| ModelError(format!("inference: {error}")))?;
         if shape != [batch.len(), self.labels.len()] {
             return Err(ModelError(format!(
                 "the model answers {} texts with numbers of shape {shape:?}; config.json names {} labels",
@@ -273,29 +354,6 @@ impl TextClassifier {
             return Err(ModelError(message.to_owned()));
         }
         Ok(logits)
-    }
-
-    fn logits(&self, batch: &[Tokens]) -> TractResult<(Vec<usize>, Vec<f32>)> {
-        let length = batch.first().map_or(0, Tokens::padded_len);
-        let shape = [batch.len(), length];
-        let inputs = self.inputs.iter().map(|(input, kind)| {
-            let mut values: Vec<i64> = Vec::with_capacity(batch.len() * length);
-            for tokens in batch {
-                match input {
-                    Input::Tokens => values.extend(&tokens.ids),
-                    Input::Mask => {
-                        values.extend((0..length).map(|place| i64::from(place < tokens.shown)));
-                    }
-                    Input::Segments => values.resize(values.len() + length, 0),
-                }
-            }
-            let values = Tensor::from_shape(&shape, &values)?;
-            Ok(values.cast_to_dt(*kind)?.into_owned().into())
-        });
-        let outputs = self.graph.run(inputs.collect::<TractResult<_>>()?)?;
-        let logits = outputs[0].cast_to::<f32>()?;
-        let logits = logits.to_plain_array_view::<f32>()?;
-        Ok((logits.shape().to_vec(), logits.iter().copied().collect()))
     }
 
     fn prediction(&self, logits: &[f32]) -> Result<Prediction, ModelError> {
@@ -324,59 +382,16 @@ fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(ENOUGH)]
 }
 
-fn load_graph(bytes: &[u8]) -> TractResult<(Graph, Vec<(Input, DatumType)>)> {
-    let mut graph = tract_onnx::onnx().model_for_read(&mut Cursor::new(bytes))?;
-    let batch = graph.symbols.sym("batch");
-    let length = graph.symbols.sym("length");
-    let mut inputs = Vec::new();
-    for (index, outlet) in graph.input_outlets()?.to_vec().into_iter().enumerate() {
-        let name = graph.node(outlet.node).name.clone();
-        let input = match name.as_str() {
-            "input_ids" => Input::Tokens,
-            "attention_mask" => Input::Mask,
-            "token_type_ids" => Input::Segments,
-            other => {
-                return Err(TractError::msg(format!(
-                    "unknown input \"{other}\"; those of a text classifier are input_ids, attention_mask \
-                     and token_type_ids"
-                )));
-            }
-        };
-        let kind = graph.input_fact(index)?.datum_type.concretize();
-        let kind = kind.unwrap_or(DatumType::I64);
-        if ![DatumType::I64, DatumType::I32].contains(&kind) {
-            let message = format!("input \"{name}\" takes {kind:?}, not whole numbers");
-            return Err(TractError::msg(message));
-        }
-        inputs.push((input, kind));
-        let shape = tvec![TDim::from(batch.clone()), TDim::from(length.clone())];
-        graph.set_input_fact(index, kind.fact(shape).into())?;
-    }
-    if !inputs.iter().any(|(input, _)| *input == Input::Tokens) {
-        return Err(TractError::msg("there is no input \"input_ids\""));
-    }
-    let outputs = graph.output_outlets()?.to_vec();
-    if outputs.len() > 1 {
-        let named = |outlet: &&OutletId| graph.outlet_label(**outlet) == Some("logits");
-        let logits = outputs.iter().find(named).copied();
-        let message = "there are several outputs, none of which is called \"logits\"";
-        let logits = logits.ok_or_else(|| TractError::msg(message))?;
-        graph.select_output_outlets(&[logits])?;
-    }
-    let graph = graph
-        .into_typed()?
-        .into_decluttered()?
-        .into_optimized()?
-        .into_runnable()?;
-    Ok((graph, inputs))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn built_in() -> TextClassifier {
-        TextClassifier::load(&ModelFiles::built_in()).unwrap()
+        load(&ModelFiles::built_in()).unwrap()
+    }
+
+    fn load(files: &ModelFiles) -> Result<TextClassifier, ModelError> {
+        TextClassifier::load(files, Runtime::Tract)
     }
 
     fn classify_one(model: &TextClassifier, text: &str) -> Prediction {
@@ -401,7 +416,10 @@ mod tests {
 
     #[test]
     fn a_score_does_not_depend_on_its_company() {
-        let model = built_in();
+        keeps_scores_apart(&built_in());
+    }
+
+    fn keeps_scores_apart(model: &TextClassifier) {
         for words in (1..40).step_by(4) {
             let text = |n: usize| {
                 (0..words)
@@ -440,7 +458,7 @@ mod tests {
         let mut config: serde_json::Value = serde_json::from_slice(&files.config).unwrap();
         config["pad_token_id"] = first.into();
         files.config = config.to_string().into_bytes().into();
-        let other = TextClassifier::load(&files).unwrap();
+        let other = load(&files).unwrap();
         for text in [
             "so it is",
             "this is terrible",
@@ -452,6 +470,21 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// Needs the library that ORT_DYLIB_PATH names.
+    #[cfg(feature = "onnxruntime")]
+    #[test]
+    fn onnx_runtime_agrees_with_tract() {
+        let tract = built_in();
+        let other = TextClassifier::load(&ModelFiles::built_in(), Runtime::OnnxRuntime).unwrap();
+        assert_ne!(tract.fingerprint(), other.fingerprint());
+        for text in ["", "this is terrible", "I love this, what a wonderful day!"] {
+            let (one, same) = (classify_one(&tract, text), classify_one(&other, text));
+            assert_eq!(one.label, same.label, "{text}");
+            assert!(one.confidence.abs_diff(same.confidence) < 100, "{text}");
+        }
+        keeps_scores_apart(&other);
     }
 
     #[test]
@@ -468,7 +501,7 @@ mod tests {
         let error = |change: fn(&mut ModelFiles)| {
             let mut files = ModelFiles::built_in();
             change(&mut files);
-            TextClassifier::load(&files).err().unwrap().to_string()
+            load(&files).err().unwrap().to_string()
         };
         let message = error(|files| files.config = b"{}".as_slice().into());
         assert!(

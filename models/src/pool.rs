@@ -166,7 +166,7 @@ impl Scorer {
         self.lane.background.store(false, Ordering::Relaxed);
     }
 
-    /// The digest of the model's files.
+    /// The digest of the model's files and of what runs them.
     pub fn fingerprint(&self) -> &str {
         self.lane.model.fingerprint()
     }
@@ -344,6 +344,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::Runtime;
     use crate::files::ModelFiles;
 
     struct Panicking;
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn every_text_is_answered_once_and_as_it_would_be_alone() {
-        let model = TextClassifier::load(&ModelFiles::built_in()).unwrap();
+        let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
         let texts: Vec<Arc<str>> = (0..200)
             .map(|n| format!("tweet {n} {}", "and so on ".repeat(n % 7)).into())
             .collect();

@@ -101,10 +101,10 @@ def export(model, path):
         down = g.linear(gelu, name + ".down", array(layer.down.weight).T, array(layer.down.bias))
         x = g.norm(g.node("Add", down, x), name + ".norm2", layer.norm2)
 
-    # 3. The mean over real tokens and the head; the head is tiny and stays float32.
-    weight = g.node("Unsqueeze", mask, g.constant("axis_2", np.array([2], np.int64)))
-    total = g.node("ReduceSum", g.node("Mul", x, weight), first, keepdims=0)
-    pooled = g.node("Div", total, g.node("ReduceSum", weight, first, keepdims=0))
+    # 3. The mean over real tokens and the head; the head is tiny and stays float32. A product with the mask adds the
+    #    tokens up: ONNX Runtime's ReduceSum adds those of a single text in another order than those of several.
+    total = g.node("MatMul", g.node("Unsqueeze", mask, first), x)
+    pooled = g.node("Div", g.node("Squeeze", total, first), g.node("ReduceSum", mask, first, keepdims=1))
     logits = g.node("MatMul", pooled, g.constant("head.weight", np.ascontiguousarray(array(model.head.weight).T)))
     g.nodes.append(helper.make_node("Add", [logits, g.constant("head.bias", array(model.head.bias))], ["logits"]))
 

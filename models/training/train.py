@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Trains the three sentiment models and writes each as a model directory.
+"""Trains the two sentiment models and writes each as a model directory.
 
-    tweets ─► spellings ─► sentiment: six layers ─┬─► labels for unlabelled tweets ─► sentiment-fast: two narrow layers
-                                                  └─────────────────────────────────► sentiment-ngrams: hashed n-grams
+    tweets ─► spellings ─► sentiment: six layers ─► its opinion of all tweets ─► sentiment-fast: two narrow layers
 
     python models/training/train.py --data ../shared/data/tweets --out models
 
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import ngrams
 from export import by_onnx, check, write_directory
 from fit import Example, fit
 from measure import balance, report
@@ -112,10 +110,10 @@ def arguments():
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--epochs", type=int, default=2, help="passes over the three-class rows")
     parser.add_argument("--two-class-rows", type=int, default=40_000, help="emoticon-labelled rows in the first pass")
-    parser.add_argument("--unlabelled", type=int, default=150_000, help="unlabelled tweets that the large model labels")
+    parser.add_argument("--unlabelled", type=int, default=100_000, help="unlabelled tweets that the large model labels")
     parser.add_argument("--student-layers", type=int, nargs="+", default=[0, 3], help="layers that the fast model keeps")
     parser.add_argument("--student-inner", type=int, default=768, help="inner width of the fast model's layers")
-    parser.add_argument("--student-epochs", type=int, default=2)
+    parser.add_argument("--student-epochs", type=int, default=1, help="its passes over all tweets")
     parser.add_argument("--exclude", nargs="*", default=[], help="corpora to leave out, such as `airline`")
     parser.add_argument("--least", type=int, default=5, help="times a word piece must occur to be kept")
     parser.add_argument("--validation", type=int, default=5, help="percent of the training texts held out")
@@ -154,9 +152,6 @@ def main():
     stage("sentiment-fast: two narrow layers", started)
     student = train_student(teacher, examples, args)
 
-    stage("sentiment-ngrams: hashed n-grams", started)
-    linear = ngrams.train(texts, opinions, args.seed)
-
     stage("calibration, export and checks", started)
     validation = texts_of(tweets.validation)
     answers = {}
@@ -168,9 +163,6 @@ def main():
         run = by_onnx(path)
         answers[name] = lambda texts, run=run: logits_of(run, as_scored(tokenizer, texts))
         print(f"{path} is {path.stat().st_size / 1e6:.1f} MB")
-    linear.calibrate(semeval(tweets.validation), tweets.priors)
-    linear.write(args.out / "sentiment-ngrams")
-    answers["sentiment-ngrams"] = linear.logits
 
     stage("figures", started)
     test = read_tweets(args.data / "tweets_test.jsonl.zst", args.exclude)

@@ -18,7 +18,7 @@ use models::evaluation::{Calibration, Confusion};
 use models::files::ModelFiles;
 use models::onnx::TextClassifier;
 use models::pool::{Answer, Pool, Watcher};
-use models::{ModelError, Prediction};
+use models::{ModelError, Prediction, Runtime};
 use serde_json::{Map, Value, json};
 
 use crate::charts;
@@ -35,6 +35,9 @@ pub struct Chosen {
     /// What one of its labels is to be called instead, as in [model.labels].
     #[arg(long = "label", value_name = "OWN=CALLED", value_parser = renamed)]
     labels: Vec<(String, String)>,
+    /// What runs it: tract, or onnxruntime, whose library ORT_DYLIB_PATH names.
+    #[arg(long, default_value = "tract")]
+    runtime: Runtime,
 }
 
 /// How fast to try.
@@ -81,7 +84,8 @@ impl Chosen {
     fn load(&self) -> anyhow::Result<(String, TextClassifier)> {
         let mut files = ModelFiles::of(self.directory.as_deref())?;
         files.labels = self.labels.iter().cloned().collect();
-        Ok((files.origin.clone(), TextClassifier::load(&files)?))
+        let model = TextClassifier::load(&files, self.runtime)?;
+        Ok((files.origin, model))
     }
 }
 

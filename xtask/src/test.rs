@@ -79,11 +79,13 @@ fn checks(settings: &Settings, guard: &mut Guard, arguments: &[String]) -> Outco
 fn compile(guard: &mut Guard, lints: bool, tests: Command) -> Outcome {
     if lints {
         guard.step("fmt", cargo(&["fmt", "--all", "--check"]))?;
+        // With features that the tests are without, since what they need at run time is not there.
         let scope = [
             "clippy",
             "--release",
             "--workspace",
             "--all-targets",
+            "--all-features",
             "--locked",
         ];
         let mut clippy = cargo(&scope);

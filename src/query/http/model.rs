@@ -103,8 +103,8 @@ pub(super) async fn load(
         fingerprint: String::new(),
     };
     // Tried here first, so that whoever asks hears at once why it cannot be used.
-    let tried = choice.clone();
-    let tried = tokio::task::spawn_blocking(move || tried.load()).await;
+    let (tried, engine) = (choice.clone(), swap.engine());
+    let tried = tokio::task::spawn_blocking(move || tried.load(engine)).await;
     let tried = tried
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let model = tried.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;

@@ -1,1 +1,0 @@
-def train(*a): pass
