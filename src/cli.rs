@@ -16,12 +16,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::checkpoint::store::StoreError;
 use crate::cluster::{self, RunError, Running};
 use crate::launch::{self, Launch};
+use crate::mlflow::TrackingServer;
 use crate::plan::{Mistakes, Overrides, Plan, SECRET_VARIABLE};
 use crate::progress::Display;
 use crate::query::client::Server;
 use crate::tables::{self, Order};
 use crate::{
-    EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, events, generate, model, monitor, query, report,
+    EXIT_FAILURE, EXIT_USAGE, config, demo, doctor, evaluate, events, generate, mlflow, model,
+    monitor, query, report,
 };
 
 /// Keeps scores and counts true while the data underneath them changes.
@@ -87,6 +89,8 @@ Example:
         #[command(flatten)]
         whom: Whom,
     },
+    /// Log with MLflow how well a running Assay's models do.
+    Evaluate(Evaluate),
     /// Look at a model before it is used.
     #[command(subcommand)]
     Model(ModelOrder),
@@ -247,6 +251,30 @@ struct Explain {
     asking: Asking,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  assay evaluate --mlflow http://127.0.0.1:5000
+  MLFLOW_TRACKING_URI=https://mlflow.example assay evaluate --experiment tweets
+
+Each model gets a run of its own, whose page's address is printed: precision, recall and F1 of each label, macro and
+weighted, accuracy, and an image of the confusion matrix. Whoever asks is named as for MLflow's own clients, by
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or by MLFLOW_TRACKING_TOKEN.")]
+struct Evaluate {
+    /// The MLflow server.
+    #[arg(long, value_name = "URL", env = mlflow::ADDRESS_VARIABLE, hide_env_values = true)]
+    mlflow: String,
+    /// The experiment; made if there is none.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "MLFLOW_EXPERIMENT_NAME",
+        default_value = "assay"
+    )]
+    experiment: String,
+    #[command(flatten)]
+    whom: Whom,
+}
+
 /// Whom to ask.
 #[derive(Debug, Args)]
 struct Whom {
@@ -357,7 +385,8 @@ enum ModelOrder {
     /// Load a model, try it, and tell what it is.
     #[command(after_help = "Examples:
   assay model check models/mine
-  assay model check models/mine --label LABEL_1=positive")]
+  assay model check models/mine --label LABEL_1=positive
+  MLFLOW_TRACKING_URI=http://127.0.0.1:5000 assay model check models:/tweets@champion")]
     Check(model::Chosen),
     /// Measure how fast a model is on this machine.
     Bench(model::Bench),
@@ -530,6 +559,11 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{}", report::write(&whom.server(), &out)?);
             Ok(())
         }
+        Command::Evaluate(evaluate) => evaluate::run(
+            &evaluate.whom.server(),
+            &TrackingServer::at(&evaluate.mlflow)?,
+            &evaluate.experiment,
+        ),
         Command::Model(order) => look_at_model(&order),
         Command::Diff(diff) => show(&diff.asking, |server| {
             server.diff(

@@ -9,7 +9,6 @@ use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::SourceError;
 use dataflows::change::Epoch;
-use models::ModelError;
 use sql::postgres;
 use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
@@ -36,7 +35,7 @@ use crate::{Stop, accuracy, metrics, sinks, worker};
 pub enum RunError {
     /// The model cannot be used.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(anyhow::Error),
     /// The source is not there.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -107,11 +106,8 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
     // What is found at the first look at the tables is counted already.
     let metrics = metrics::install().map_err(|error| RunError::Start(error.to_string()))?;
     let stop = Arc::new(Stop::default());
-    let process = Arc::new(Process::new(
-        plan,
-        runtime.handle().clone(),
-        Arc::clone(&stop),
-    )?);
+    let process = Process::new(plan, runtime.handle().clone(), Arc::clone(&stop))?;
+    let process = Arc::new(process);
     let first = process.plan().cluster.process == 0;
     if first {
         // The first process finishes what a crash cut short, before the others look at the tables.

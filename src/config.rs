@@ -199,7 +199,7 @@ pub struct MentionsSettings {
 pub struct ModelSettings {
     /// Whether texts are scored at all.
     pub enabled: bool,
-    /// A model's directory; empty for the model that is built in.
+    /// A model's directory, or `models:/NAME/VERSION` or `models:/NAME@ALIAS`; empty for the model that is built in.
     pub directory: PathBuf,
     /// Scoring threads; 0 for one a core.
     pub threads: usize,

@@ -11,6 +11,7 @@
 //! - [`checkpoint`], [`query`]: what is durable, what is read; [`tables`] looks after what is durable.
 //! - [`metrics`], [`progress`]: what is told meanwhile.
 //! - [`doctor`]: looks at everything before anything runs.
+//! - [`model`], [`evaluate`]: what a model is worth, before it is used and while it is; [`mlflow`] keeps both.
 //! - [`demo`], [`generate`]: a pipeline to try without any data of one's own.
 
 pub mod accuracy;
@@ -21,11 +22,13 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod evaluate;
 pub mod events;
 pub mod generate;
 pub mod ingest;
 pub mod launch;
 pub mod metrics;
+pub mod mlflow;
 pub mod model;
 pub mod monitor;
 pub mod peers;

@@ -28,6 +28,7 @@ use crate::checkpoint::store::TablesPlan;
 use crate::config::{
     self, KafkaEncoding, KafkaFormat, RegistrySettings, Settings, SourceKind, line_of,
 };
+use crate::mlflow;
 use crate::peers::tls::Tls;
 use crate::peers::{self, Secret};
 use crate::query::http::Tokens;
@@ -183,7 +184,7 @@ impl SourcePlan {
 /// What scores texts.
 #[derive(Clone, Debug)]
 pub struct ModelPlan {
-    /// A model's directory, or `None` for the model that is built in.
+    /// A model's directory, or its address in MLflow's registry, or `None` for the model that is built in.
     pub directory: Option<PathBuf>,
     /// Scoring threads.
     pub threads: usize,
@@ -507,15 +508,7 @@ impl Check<'_> {
             return None;
         }
         let named = !model.directory.as_os_str().is_empty();
-        let directory = named.then(|| folder.join(&model.directory));
-        if let Some(directory) = &directory {
-            let message = format!(
-                "there is no directory \"{}\"; name one with model.onnx, tokenizer.json and \
-                 config.json, or leave it empty for the built-in model",
-                directory.display()
-            );
-            self.require(directory.is_dir(), "model.directory", message);
-        }
+        let directory = named.then(|| self.model_directory(&model.directory, folder));
         if let Err(error) = model.runtime.built_in() {
             self.mistake("model.runtime", error);
         }
@@ -531,6 +524,25 @@ impl Check<'_> {
             runtime: model.runtime,
             labels: model.labels.clone(),
         })
+    }
+
+    /// The directory that holds a model, or where it is registered, which stays as it is written.
+    fn model_directory(&mut self, named: &Path, folder: &Path) -> PathBuf {
+        const KEY: &str = "model.directory";
+        if let Some(registered) = mlflow::registered(named) {
+            if let Err(message) = registered {
+                self.mistake(KEY, message);
+            }
+            return named.to_owned();
+        }
+        let directory = folder.join(named);
+        let message = format!(
+            "there is no directory \"{}\"; name one with model.onnx, tokenizer.json and \
+             config.json, or leave it empty for the built-in model",
+            directory.display()
+        );
+        self.require(directory.is_dir(), KEY, message);
+        directory
     }
 
     fn tables(&mut self, settings: &Settings, folder: &Path) -> Option<TablesSettings> {

@@ -128,6 +128,10 @@ pub fn of(process: &Process) -> Value {
             "epoch": epoch,
             "took_ms": took.as_millis() as u64,
         })),
+        "tables": process.versions().map(|(epoch, versions)| json!({
+            "epoch": epoch,
+            "versions": versions,
+        })),
     })
 }
 

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::plan::ModelPlan;
-use crate::{EXIT_FAILURE, give_up, metrics};
+use crate::{EXIT_FAILURE, give_up, metrics, model};
 
 /// How long to wait for what an order should bring about: epochs may be held up.
 const ORDER_AGAIN: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ struct Decided {
 pub enum ModelsError {
     /// The configured model cannot be used.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(anyhow::Error),
     /// It cannot be read what was decided.
     #[error(transparent)]
     Tables(#[from] TableError),
@@ -145,7 +145,7 @@ impl Swap {
             labels: plan.labels.clone(),
             fingerprint: String::new(),
         };
-        let files = configured.files()?;
+        let files = configured.files().map_err(ModelsError::Model)?;
         configured.fingerprint = files.fingerprint(None);
         let kept = decisions
             .as_ref()
@@ -160,7 +160,11 @@ impl Swap {
         let chosen = chosen.and_then(|choice| Some((choice.load_again(engine)?, choice)));
         let (model, mut current) = match chosen {
             Some((model, choice)) => (model, choice),
-            None => (TextClassifier::load(&files, engine)?, configured.clone()),
+            None => {
+                let model = TextClassifier::load(&files, engine);
+                let model = model.map_err(|error| ModelsError::Model(error.into()))?;
+                (model, configured.clone())
+            }
         };
         model.fingerprint().clone_into(&mut current.fingerprint);
         let failures = Arc::new(Mutex::new(Failures {
@@ -289,7 +293,7 @@ impl Swap {
                 Loaded::Scorer(Arc::new(self.pool.add(model, true)))
             }
             Ok(_) => Loaded::Failed(format!("{}: another model lies there", choice.name())),
-            Err(error) => Loaded::Failed(error.to_string()),
+            Err(error) => Loaded::Failed(format!("{error:#}")),
         };
         // Another may have been ordered meanwhile.
         if let Some(candidate) = &mut self.state().candidate
@@ -492,9 +496,9 @@ impl Choice {
     /// Its files.
     ///
     /// # Errors
-    /// Names the file that cannot be read.
-    pub fn files(&self) -> Result<ModelFiles, ModelError> {
-        let mut files = ModelFiles::of(self.directory.as_deref())?;
+    /// If they cannot be read, or not be downloaded.
+    pub fn files(&self) -> anyhow::Result<ModelFiles> {
+        let mut files = model::files(self.directory.as_deref())?;
         files.labels.clone_from(&self.labels);
         Ok(files)
     }
@@ -503,8 +507,8 @@ impl Choice {
     ///
     /// # Errors
     /// If it cannot be used.
-    pub fn load(&self, engine: Runtime) -> Result<TextClassifier, ModelError> {
-        TextClassifier::load(&self.files()?, engine)
+    pub fn load(&self, engine: Runtime) -> anyhow::Result<TextClassifier> {
+        Ok(TextClassifier::load(&self.files()?, engine)?)
     }
 
     /// Loads what was chosen in an earlier run, if it is still there.
@@ -515,7 +519,7 @@ impl Choice {
             Ok(_) => {
                 tracing::warn!("{name}: another model lies there than the one that was chosen")
             }
-            Err(error) => tracing::warn!("the model that was chosen cannot be used: {error}"),
+            Err(error) => tracing::warn!("the model that was chosen cannot be used: {error:#}"),
         }
         None
     }

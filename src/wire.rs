@@ -58,6 +58,7 @@ pub struct Process {
     sources_caught_up: Mutex<Vec<Epoch>>,
     caught_up: watch::Sender<Option<Epoch>>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
+    versions: Arc<Mutex<Option<Versions>>>,
     reading: Mutex<Reading>,
     /// What the source's messages look like, and how often that has been read anew.
     format: Mutex<Format>,
@@ -73,6 +74,9 @@ pub struct Process {
     /// Cloned for each sink that does not follow its relation yet.
     sinks_behind: Arc<()>,
 }
+
+/// The epoch of the last checkpoint, and the version at which it left each table.
+pub type Versions = (Epoch, BTreeMap<String, u64>);
 
 /// Whether the source is read.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -138,6 +142,7 @@ impl Process {
             sources_caught_up: Mutex::default(),
             caught_up: watch::Sender::new(None),
             durable: Arc::default(),
+            versions: Arc::default(),
             reading: Mutex::default(),
             accepted: AtomicU64::default(),
             rejected: AtomicU64::default(),
@@ -250,6 +255,12 @@ impl Process {
         self.swap.as_ref()
     }
 
+    /// The tables as the last checkpoint left them, on the process that writes them.
+    pub fn versions(&self) -> Option<Versions> {
+        let versions = self.versions.lock();
+        versions.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What the models' threads have done.
     pub fn scoring(&self) -> Option<PoolStatistics> {
         self.swap.as_ref().map(|swap| swap.statistics())
@@ -348,8 +359,10 @@ impl Process {
             let (commits, requests) = unbounded_channel();
             let renewal = self.runtime.spawn(renew(store.lease()));
             let durable = Arc::clone(&self.durable);
+            let versions = Arc::clone(&self.versions);
+            note_versions(&versions, &store);
             self.runtime
-                .spawn(commit_all(store, requests, durable, renewal));
+                .spawn(commit_all(store, requests, durable, versions, renewal));
             commits
         });
         let _ = self.tables.set(Tables {
@@ -430,6 +443,7 @@ async fn commit_all(
     mut store: Store,
     mut requests: UnboundedReceiver<Request>,
     durable: Arc<Mutex<Option<Vec<Offset>>>>,
+    versions: Arc<Mutex<Option<Versions>>>,
     renewal: JoinHandle<()>,
 ) {
     while let Some(request) = requests.recv().await {
@@ -456,9 +470,17 @@ async fn commit_all(
             .map(|(name, offset)| (name.as_str().into(), *offset))
             .collect();
         *durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(offsets);
+        note_versions(&versions, &store);
         reply.send(());
         store.tidy().await;
     }
+}
+
+fn note_versions(versions: &Mutex<Option<Versions>>, store: &Store) {
+    let tables = store.tables().iter();
+    let tables = tables.map(|(relation, table)| (relation.clone(), table.version()));
+    let noted = (store.epoch(), tables.collect());
+    *versions.lock().unwrap_or_else(PoisonError::into_inner) = Some(noted);
 }
 
 /// Renews the lease for as long as it is ours; ends the process when it is not.

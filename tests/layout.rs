@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("timely", &["assay", "dataflows"]),
     ("differential-dataflow", &["dataflows"]),
     ("rdkafka", &["benches", "connectors"]),
-    ("reqwest", &["connectors"]),
+    ("reqwest", &["assay", "connectors"]),
     ("deltalake", &["connectors"]),
     ("tokio-postgres", &["assay", "benches", "connectors"]),
     ("tract-onnx", &["models"]),

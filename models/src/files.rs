@@ -24,6 +24,9 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
+    /// What the files are called: graph, tokenizer, configuration.
+    pub const NAMES: [&'static str; 3] = ["model.onnx", "tokenizer.json", "config.json"];
+
     /// The sentiment model that is part of the program.
     pub fn built_in() -> Self {
         Self {
@@ -46,11 +49,12 @@ impl ModelFiles {
                 |error| ModelError(format!("cannot read \"{}\": {error}", path.display()));
             std::fs::read(&path).map(Cow::Owned).map_err(refused)
         };
+        let [graph, tokenizer, config] = Self::NAMES;
         Ok(Self {
             origin: directory.display().to_string(),
-            graph: read("model.onnx")?,
-            tokenizer: read("tokenizer.json")?,
-            config: read("config.json")?,
+            graph: read(graph)?,
+            tokenizer: read(tokenizer)?,
+            config: read(config)?,
             labels: BTreeMap::new(),
         })
     }

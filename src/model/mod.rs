@@ -21,16 +21,16 @@ use models::pool::{Answer, Pool, Watcher};
 use models::{ModelError, Prediction, Runtime};
 use serde_json::{Map, Value, json};
 
-use crate::charts;
 use crate::generate::tweets::TweetGenerator;
-use crate::metrics;
 use crate::progress::thousands;
 use crate::query::client::grid;
+use crate::{charts, metrics, mlflow};
 
 /// Which model.
 #[derive(Args, Debug)]
 pub struct Chosen {
-    /// A directory with model.onnx, tokenizer.json and config.json; the built-in model if none is named.
+    /// A directory with model.onnx, tokenizer.json and config.json, or models:/NAME/VERSION or models:/NAME@ALIAS
+    /// of the MLflow server at MLFLOW_TRACKING_URI; the built-in model if none is named.
     directory: Option<PathBuf>,
     /// What one of its labels is to be called instead, as in [model.labels].
     #[arg(long = "label", value_name = "OWN=CALLED", value_parser = renamed)]
@@ -82,10 +82,21 @@ fn renamed(text: &str) -> Result<(String, String), String> {
 
 impl Chosen {
     fn load(&self) -> anyhow::Result<(String, TextClassifier)> {
-        let mut files = ModelFiles::of(self.directory.as_deref())?;
+        let mut files = files(self.directory.as_deref())?;
         files.labels = self.labels.iter().cloned().collect();
         let model = TextClassifier::load(&files, self.runtime)?;
         Ok((files.origin, model))
+    }
+}
+
+/// The files of a model: in a directory, registered with MLflow, or built in.
+///
+/// # Errors
+/// If they cannot be read, or not be downloaded.
+pub fn files(directory: Option<&Path>) -> anyhow::Result<ModelFiles> {
+    match directory.and_then(mlflow::registered) {
+        Some(registered) => registered.map_err(anyhow::Error::msg)?.files(),
+        None => Ok(ModelFiles::of(directory)?),
     }
 }
 

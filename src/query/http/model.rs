@@ -107,7 +107,8 @@ pub(super) async fn load(
     let tried = tokio::task::spawn_blocking(move || tried.load(engine)).await;
     let tried = tried
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let model = tried.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let model =
+        tried.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
     model.fingerprint().clone_into(&mut choice.fingerprint);
     let told = swap.tell();
     if told["fingerprint"] == choice.fingerprint {

@@ -1,6 +1,6 @@
 //! Programs from Python's registry that tests need: readers of Delta tables to compare with (Spark,
-//! and Polars with the package of delta-rs), clients of PostgreSQL and of a browser, and a server that
-//! speaks S3.
+//! and Polars with the package of delta-rs), clients of PostgreSQL and of a browser, a server that
+//! speaks S3, and MLflow's.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,8 +11,9 @@ use super::{Settings, jars, remove_directory};
 use crate::failure::{OrCannot, Outcome};
 use crate::process::{progress, run_logged};
 
-/// Spark is the newest for which this version of Delta's library is made; see `jars`.
-const REQUIREMENTS: &str = "deltalake==1.6.6\nmoto[s3,server]==5.2.5\npolars==2.1.0\npsycopg[binary]==3.3.9\npyspark==4.0.1\nselenium==4.51.0\n";
+/// Spark is the newest for which this version of Delta's library is made; see `jars`. MLflow's server comes as its
+/// small package with what the server imports, which is less than half of the large one.
+const REQUIREMENTS: &str = "aiohttp==3.14.5\nalembic==1.20.1\ndeltalake==1.6.6\nflask-cors==6.0.5\nflask-wtf==1.3.0\nflask==3.1.3\nmlflow-skinny==3.17.2\nmoto[s3,server]==5.2.5\nnumpy==2.4.6\npandas==3.1.1\npolars==2.1.0\npsycopg[binary]==3.3.9\npyspark==4.0.1\nselenium==4.51.0\nsqlalchemy==2.1.9\n";
 
 /// What tests find the readers by.
 pub(super) fn environment(settings: &Settings) -> [(&'static str, String); 3] {
