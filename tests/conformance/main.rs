@@ -206,7 +206,8 @@ fn run(epochs: Vec<Vec<RowChange<Arc<Bronze>>>>, workers: usize) -> Rows {
         let mut input = InputHandleVec::new();
         worker.dataflow(|scope| {
             let upserts = scope.input_from(&mut input);
-            upsert::<SourceState>(upserts, "Rows", never).inspect(move |(row, _, diff)| {
+            let (rows, _) = upsert::<SourceState>(upserts, "Rows", never);
+            rows.inspect(move |(row, _, diff)| {
                 changes.send((row.clone(), *diff)).unwrap();
             });
         });

@@ -32,7 +32,7 @@ use dataflows::envelope::{Envelope, Format, Message, NO_HEADERS};
 use dataflows::intake::{Fed, FormatNow};
 use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
-use dataflows::pipelines::mentions::{self, Bronze, Settings, TextScore};
+use dataflows::pipelines::mentions::{self, Bronze, Settings};
 use dataflows::ports::{
     Built, Committer, Environment, Model, ModelOrder, Models, Observer, RejectObserver, Reply,
     Score, Sink, Standing,
