@@ -30,6 +30,9 @@ use crate::{EXIT_FAILURE, give_up, metrics, model};
 /// How long to wait for what an order should bring about: epochs may be held up.
 const ORDER_AGAIN: Duration = Duration::from_secs(5);
 
+/// A candidate is promoted when not more than one of so many texts waits for it.
+const WAITING_SHARE: u64 = 100;
+
 /// A model by where it lies.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
@@ -378,9 +381,14 @@ impl Swap {
                 .iter()
                 .all(|told| here(told) && told[what] == true)
         };
-        let waiting = |candidate: &&Value| candidate["waiting"].as_u64() != Some(0);
+        let sum = |what: &str| {
+            let counts = candidates.iter().map(|told| told[what].as_u64());
+            counts.map(Option::unwrap_or_default).sum::<u64>()
+        };
         if all("begun") {
-            let ready = candidate.promote && !candidates.iter().any(waiting);
+            // A stream that never rests brings new texts all the time: the few that are left hold up one epoch.
+            let scored = sum("waiting") <= sum("scored") / WAITING_SHARE;
+            let ready = candidate.promote && (scored || state.promotes(&fingerprint));
             let promoted = ready.then(|| state.promoted());
             if self.keep(&mut state, promoted.unwrap_or(decided)) && ready {
                 state.order(ModelOrder::Promote(fingerprint.as_str().into()));
@@ -443,6 +451,12 @@ impl State {
             current: candidate.and_then(|candidate| self.unless_configured(&candidate.choice)),
             candidate: None,
         }
+    }
+
+    /// Whether the candidate's promotion has been ordered.
+    fn promotes(&self, candidate: &str) -> bool {
+        let ordered = self.ordered.as_ref().map(|(order, _)| order);
+        matches!(ordered, Some(ModelOrder::Promote(fingerprint)) if **fingerprint == *candidate)
     }
 
     /// Gives an order, and again if nothing has come of it after a while: twice does no harm.

@@ -7,8 +7,11 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use dataflows::pipelines::mentions::polarity;
+use models::evaluation::Confusion;
 use serde_json::{Value, json};
 use support::models::model;
 use support::{Site, assay};
@@ -225,5 +228,97 @@ fn accuracy_is_told_as_labels_change() {
     let corrected = r#"{"user": "ada", "text": "@bob this is terrible", "date": "2009-04-07T05:19:45Z", "sentiment": "negative"}"#;
     std::fs::write(site.path("tweets").join("2.json"), corrected).unwrap();
     running.wait_for("all", || told("assay_model_accuracy_ratio") == Some(1.0));
+    running.stop();
+}
+
+#[test]
+fn views_tell_how_good_the_model_is() {
+    let site = Site::new("");
+    let moods = [
+        "what a wonderful day",
+        "this is terrible",
+        "it is what it is",
+    ];
+    // Written in several ways, and often not what a model would say.
+    let given = ["POS", "negative", "2", "positive"];
+    for number in 0..60 {
+        let tweet = json!({
+            "date": format!("Mon Apr {:02} 22:19:45 UTC 2009", 6 + number % 3),
+            "user": "ada",
+            "text": format!("@user{} {}, number {number}", number % 5, moods[number % 3]),
+            "sentiment": given[number % 4],
+        });
+        let path = site.path("tweets").join(format!("{number}.json"));
+        std::fs::write(path, tweet.to_string()).unwrap();
+    }
+    let running = site.start(&["--workers", "2"]);
+    running.wait_for("all rows", || {
+        running.number("select count(*) from gold") == 60
+    });
+
+    let mut all = Confusion::default();
+    let mut by_mention: BTreeMap<String, Confusion> = BTreeMap::new();
+    let mut by_day: BTreeMap<String, Confusion> = BTreeMap::new();
+    let rows =
+        running.sql("select mention, \"timestamp\", sentiment, predicted_sentiment from gold");
+    for row in rows {
+        let text = |name: &str| row[name].as_str().unwrap().to_owned();
+        let given = polarity(&text("sentiment")).unwrap().name();
+        let predicted = polarity(&text("predicted_sentiment")).unwrap().name();
+        let day = text("timestamp")[..10].to_owned();
+        let (mention, day) = (by_mention.entry(text("mention")), by_day.entry(day));
+        for confusion in [&mut all, mention.or_default(), day.or_default()] {
+            confusion.add(given, predicted, 1);
+        }
+    }
+    let near = |row: &Value, name: &str, expected: f64| {
+        let found = row[name].as_f64().unwrap();
+        assert!(
+            (found - expected).abs() < 1e-9,
+            "{name} is {found}, not {expected}: {row}"
+        );
+    };
+    let by_label = running.sql("select * from accuracy_by_label order by label");
+    assert_eq!(by_label.len(), all.scores().len());
+    for (row, scores) in by_label.iter().zip(all.scores()) {
+        assert_eq!(
+            (&row["label"], &row["rows"]),
+            (&json!(scores.label), &json!(scores.given))
+        );
+        near(row, "precision", scores.precision);
+        near(row, "recall", scores.recall);
+        near(row, "f1", scores.f1);
+    }
+    let row = &running.sql("select * from accuracy_by_model")[0];
+    near(row, "accuracy", all.accuracy());
+    for (name, scores) in [
+        ("macro", all.macro_average()),
+        ("weighted", all.weighted_average()),
+    ] {
+        near(row, &format!("{name}_precision"), scores.precision);
+        near(row, &format!("{name}_recall"), scores.recall);
+        near(row, &format!("{name}_f1"), scores.f1);
+    }
+    for (view, key, expected) in [
+        ("accuracy_by_mention", "mention", by_mention),
+        ("accuracy_by_day", "day", by_day),
+    ] {
+        let rows = running.sql(&format!("select * from {view} order by {key}"));
+        assert_eq!(rows.len(), expected.len(), "{view}");
+        for (row, (key_of_row, confusion)) in rows.iter().zip(&expected) {
+            assert!(
+                row[key].as_str().unwrap().starts_with(key_of_row.as_str()),
+                "{row}"
+            );
+            near(row, "accuracy", confusion.accuracy());
+        }
+    }
+    // A corrected label moves them at once.
+    let before = running.sql("select hits from accuracy_by_mention where mention = 'user0'");
+    site.tweet("0.json", "@user0 what a wonderful day, number 0");
+    site.tweet("5.json", "@user0 what a wonderful day, number 5");
+    running.wait_for("the corrected labels", || {
+        running.sql("select hits from accuracy_by_mention where mention = 'user0'") != before
+    });
     running.stop();
 }

@@ -384,6 +384,8 @@ fn clip(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn built_in() -> TextClassifier {
@@ -485,6 +487,38 @@ mod tests {
             assert!(one.confidence.abs_diff(same.confidence) < 100, "{text}");
         }
         keeps_scores_apart(&other);
+    }
+
+    #[test]
+    fn scores_are_those_of_the_framework_that_trained_the_model() {
+        #[derive(Deserialize)]
+        struct Reference {
+            text: String,
+            probabilities: Vec<f64>,
+        }
+        for name in ["sentiment", "sentiment-fast"] {
+            let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            let files = ModelFiles::read(&directory).unwrap();
+            let model = load(&files).unwrap();
+            let references = std::fs::read(directory.join("reference.json")).unwrap();
+            let references: Vec<Reference> = serde_json::from_slice(&references).unwrap();
+            assert!(references.len() >= 20);
+            for Reference {
+                text,
+                probabilities,
+            } in references
+            {
+                let most = probabilities.iter().copied().fold(0.0, f64::max);
+                let label = probabilities.iter().position(|one| *one == most).unwrap();
+                let prediction = classify_one(&model, &text);
+                assert_eq!(*prediction.label, *model.labels[label], "{name}: {text}");
+                let confidence = f64::from(prediction.confidence) / 1e6;
+                assert!(
+                    (confidence - most).abs() < 1e-4,
+                    "{name}: {text}: {confidence}, not {most}"
+                );
+            }
+        }
     }
 
     #[test]

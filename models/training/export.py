@@ -159,6 +159,36 @@ def by_onnx(path):
         "input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})[0]
 
 
+def rounded(model):
+    """Returns the classifier with weights as the file holds them."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if name == "word.weight" or (name.startswith("layers.") and value.ndim == 2):
+            values, scale = quantize(value.numpy(), axis=0)
+            state[name] = torch.from_numpy(values * scale)
+    twin = Classifier(*model.word.weight.shape, model.layers[0].up.out_features, len(model.layers)).eval()
+    twin.load_state_dict(state)
+    return twin
+
+
+# Texts for others to compare their scores on: short and long, empty, with emoji, links, names and nothing at all.
+TEXTS = [
+    "", " ", "ok", ":)", "what a wonderful day", "this is terrible", "it is what it is", "not bad at all",
+    "I can't complain about the service", "never again!!!", "the meeting is at nine", "GREAT, another delay",
+    "so happy \U0001f600 to be here", "http://t.co/abc", "caf\u00e9 na\u00efve \u65e5\u672c\u8a9e", "a" * 300, "good " * 200,
+    "My flight was cancelled, nobody told us anything, and the bag is still in another town.",
+    "They said it would be boring. It was not: I laughed from the first minute to the last, and so did the whole room.",
+    "&amp; then @someone said #hope is \\u2019all\\u2019 we have",
+]
+
+
+def write_reference(model, tokenizer, path):
+    """Writes what torch says of some texts, with the weights as the file holds them: the probability of each label."""
+    ids = [np.array(encoding.ids) for encoding in tokenizer.encode_batch(TEXTS)]
+    probabilities = torch.from_numpy(logits_of(by_torch(rounded(model)), ids)).softmax(1).tolist()
+    write_json(path, [{"text": text, "probabilities": row} for text, row in zip(TEXTS, probabilities)])
+
+
 def check(model, path, ids):
     """Compares the file with the model in memory, and a padded batch with an unpadded one."""
     ours, theirs = logits_of(by_torch(model), ids), logits_of(by_onnx(path), ids)
@@ -167,14 +197,7 @@ def check(model, path, ids):
           f"same label {(ours.argmax(1) == theirs.argmax(1)).mean():.4f}")
 
     # The same rounding applied in torch: what is left is the arithmetic of the two runtimes.
-    rounded = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, value in rounded.items():
-        if name == "word.weight" or (name.startswith("layers.") and value.ndim == 2):
-            values, scale = quantize(value.numpy(), axis=0)
-            rounded[name] = torch.from_numpy(values * scale)
-    twin = Classifier(*model.word.weight.shape, model.layers[0].up.out_features, len(model.layers)).eval()
-    twin.load_state_dict(rounded)
-    exact = np.abs(logits_of(by_torch(twin), ids) - theirs).max()
+    exact = np.abs(logits_of(by_torch(rounded(model)), ids) - theirs).max()
     print(f"int8 file against torch with the same int8 weights: largest logit difference {exact:.1e}")
     assert exact < 1e-3, "the exported graph does not compute what the model computes"
 

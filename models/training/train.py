@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export import by_onnx, check, write_directory
+from export import by_onnx, check, write_directory, write_reference
 from fit import Example, fit
 from measure import balance, report
 from network import by_torch, logits_of, narrowed, pretrained, tokenize, trim_tokenizer
@@ -159,6 +159,7 @@ def main():
         calibrate(model, tokenizer, tweets)
         write_directory(model, tokenizer, args.out / name, source)
         path = args.out / name / "model.onnx"
+        write_reference(model, tokenizer, args.out / name / "reference.json")
         check(model, path, as_scored(tokenizer, validation)[:2000])
         run = by_onnx(path)
         answers[name] = lambda texts, run=run: logits_of(run, as_scored(tokenizer, texts))

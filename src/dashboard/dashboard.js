@@ -5,6 +5,7 @@ import { Live } from "./live.js";
 import { Status } from "./status.js";
 import { mentions } from "./mentions.js";
 import { accuracy, bronze, rejects } from "./data.js";
+import { agreement } from "./agreement.js";
 import { events } from "./events.js";
 
 /** For how long a lost connection counts as a hiccup. */
@@ -16,6 +17,7 @@ new Status(live);
 mentions(live);
 bronze(live);
 accuracy(live);
+agreement(live);
 rejects(live);
 events(live);
 navigate();

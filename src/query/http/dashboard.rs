@@ -24,10 +24,11 @@ macro_rules! files {
 }
 
 /// Each file's path, type and content.
-const FILES: [(&str, &str, &[u8]); 15] = files![
+const FILES: [(&str, &str, &[u8]); 16] = files![
     "/" HTML "index.html",
     "/dashboard.css" STYLE "dashboard.css",
     "/dashboard.js" SCRIPT "dashboard.js",
+    "/agreement.js" SCRIPT "agreement.js",
     "/charts.js" SCRIPT "charts.js",
     "/data.js" SCRIPT "data.js",
     "/dom.js" SCRIPT "dom.js",

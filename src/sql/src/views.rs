@@ -22,10 +22,14 @@ use crate::session;
 
 /// The views by name.
 static VIEWS: LazyLock<BTreeMap<&'static str, View>> = LazyLock::new(|| {
-    let cells = format!(
-        "cells as (select model, given_label as given, {} as predicted, rows from accuracy)",
-        meaning("predicted_label")
-    );
+    // Each has a name of its own for them, as one query may hold another.
+    let cells_named = |name: &str| {
+        format!(
+            "{name} as (select model, given_label as given, {} as predicted, rows from accuracy)",
+            meaning("predicted_label")
+        )
+    };
+    let cells = cells_named("cells");
     let by_label = format!(
         "with {cells}, \
          labels as (select model, given as label from cells union select model, predicted from cells), \
@@ -38,14 +42,15 @@ static VIEWS: LazyLock<BTreeMap<&'static str, View>> = LazyLock::new(|| {
              coalesce(hits / nullif(cast(rows as double), 0), 0) as recall, \
              2.0 * hits / (rows + predicted) as f1, rows, predicted from counts"
     );
+    let pairs = cells_named("pairs");
     let by_model = format!(
-        "with {cells}, \
+        "with {pairs}, \
          means as (select model, avg(precision) as macro_precision, avg(recall) as macro_recall, \
              avg(f1) as macro_f1, sum(precision * rows) / sum(rows) as weighted_precision, \
              sum(recall * rows) / sum(rows) as weighted_recall, sum(f1 * rows) / sum(rows) as weighted_f1 \
              from ({by_label}) group by model), \
          totals as (select model, sum(rows) as rows, \
-             sum(case when given = predicted then rows else 0 end) as hits from cells group by model) \
+             sum(case when given = predicted then rows else 0 end) as hits from pairs group by model) \
          select t.model, cast(hits as double) / t.rows as accuracy, macro_precision, macro_recall, macro_f1, \
              weighted_precision, weighted_recall, weighted_f1, t.rows \
          from totals t join means m on m.model = t.model"
