@@ -43,6 +43,8 @@ pub struct Choice {
     pub labels: BTreeMap<String, String>,
     /// The digest of its files.
     pub fingerprint: String,
+    /// What a person calls it.
+    pub name: String,
 }
 
 /// What all processes are told about models.
@@ -147,8 +149,10 @@ impl Swap {
             directory: plan.directory.clone(),
             labels: plan.labels.clone(),
             fingerprint: String::new(),
+            name: String::new(),
         };
         let files = configured.files().map_err(ModelsError::Model)?;
+        files.origin.clone_into(&mut configured.name);
         configured.fingerprint = files.fingerprint(None);
         let kept = decisions
             .as_ref()
@@ -292,10 +296,10 @@ impl Swap {
 
     fn load(&self, choice: &Choice) {
         let loaded = match choice.load(self.engine) {
-            Ok(model) if model.fingerprint() == choice.fingerprint => {
+            Ok((model, _)) if model.fingerprint() == choice.fingerprint => {
                 Loaded::Scorer(Arc::new(self.pool.add(model, true)))
             }
-            Ok(_) => Loaded::Failed(format!("{}: another model lies there", choice.name())),
+            Ok(_) => Loaded::Failed(format!("{}: another model lies there", choice.name)),
             Err(error) => Loaded::Failed(format!("{error:#}")),
         };
         // Another may have been ordered meanwhile.
@@ -329,7 +333,7 @@ impl Swap {
                 .clone()
                 .filter(|at| at.candidate.as_deref() == Some(fingerprint));
             let mut told = json!({
-                "name": candidate.choice.name(),
+                "name": candidate.choice.name,
                 "fingerprint": fingerprint,
                 "promote": candidate.promote,
                 "loaded": candidate.scorer().is_some(),
@@ -343,7 +347,7 @@ impl Swap {
             told
         });
         json!({
-            "name": state.current.0.name(),
+            "name": state.current.0.name,
             "fingerprint": state.current.0.fingerprint,
             "candidate": candidate,
             "failure": state.failure,
@@ -476,7 +480,7 @@ impl State {
         if let Loaded::Scorer(scorer) = candidate.loaded {
             scorer.to_foreground();
             self.scored_before += self.current.1.statistics().scored;
-            tracing::info!(model = candidate.choice.name(), "the model was changed");
+            tracing::info!(model = candidate.choice.name, "the model was changed");
             self.current = (candidate.choice, scorer);
         }
     }
@@ -501,12 +505,6 @@ impl Candidate {
 }
 
 impl Choice {
-    /// What a person calls it.
-    pub fn name(&self) -> String {
-        let directory = self.directory.as_ref();
-        directory.map_or_else(|| "built-in".to_owned(), |path| path.display().to_string())
-    }
-
     /// Its files.
     ///
     /// # Errors
@@ -517,19 +515,21 @@ impl Choice {
         Ok(files)
     }
 
-    /// Loads it.
+    /// Loads it; tells what a person calls it, too.
     ///
     /// # Errors
     /// If it cannot be used.
-    pub fn load(&self, engine: Runtime) -> anyhow::Result<TextClassifier> {
-        Ok(TextClassifier::load(&self.files()?, engine)?)
+    pub fn load(&self, engine: Runtime) -> anyhow::Result<(TextClassifier, String)> {
+        let files = self.files()?;
+        let model = TextClassifier::load(&files, engine)?;
+        Ok((model, files.origin))
     }
 
     /// Loads what was chosen in an earlier run, if it is still there.
     fn load_again(&self, engine: Runtime) -> Option<TextClassifier> {
-        let name = self.name();
+        let name = &self.name;
         match self.load(engine) {
-            Ok(model) if model.fingerprint() == self.fingerprint => return Some(model),
+            Ok((model, _)) if model.fingerprint() == self.fingerprint => return Some(model),
             Ok(_) => {
                 tracing::warn!("{name}: another model lies there than the one that was chosen")
             }

@@ -8,6 +8,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use support::models::{contrary, model};
@@ -99,6 +100,8 @@ fn watch(running: &Running, done: &AtomicBool) -> usize {
         );
         assert_eq!(row["negative"], row["counted"], "{row}");
         looks += 1;
+        // The stream is to have the cores as well.
+        std::thread::sleep(Duration::from_millis(20));
     }
     looks
 }
@@ -123,7 +126,7 @@ fn the_model_is_changed_under_load(start: impl Fn(&Site) -> Running) {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 change(&site, &mut numbers);
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(10));
             }
         });
         running.ask(&[

@@ -24,6 +24,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 RELATIONS = set("accuracy bronze gold mention_sentiment rejects scores silver users".split())
+VIEWS = set(f"accuracy_by_{key}" for key in ("day", "label", "mention", "model")) | {"model_agreement"}
 
 # So long that it ends only because it is made to, and yields no row before.
 ENDLESS = "select count(*) from generate_series(1, 1000000000)"
@@ -132,7 +133,7 @@ def encryption_and_passwords_are_insisted_on(server):
 def tables_and_columns_are_listed(server):
     with server.connect() as connection:
         sql = "select table_name from information_schema.tables where table_schema = 'public'"
-        same({name for (name,) in connection.execute(sql)}, RELATIONS)
+        same({name for (name,) in connection.execute(sql)}, RELATIONS | VIEWS)
         sql = (
             "select column_name from information_schema.columns"
             " where table_schema = 'public' and table_name = %s order by ordinal_position"

@@ -101,18 +101,20 @@ pub(super) async fn load(
         directory: wanted.directory,
         labels: wanted.labels,
         fingerprint: String::new(),
+        name: String::new(),
     };
     // Tried here first, so that whoever asks hears at once why it cannot be used.
     let (tried, engine) = (choice.clone(), swap.engine());
     let tried = tokio::task::spawn_blocking(move || tried.load(engine)).await;
     let tried = tried
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    let model =
+    let (model, name) =
         tried.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
     model.fingerprint().clone_into(&mut choice.fingerprint);
+    choice.name = name;
     let told = swap.tell();
     if told["fingerprint"] == choice.fingerprint {
-        return Err(conflict(format!("{} is the model already", choice.name())));
+        return Err(conflict(format!("{} is the model already", choice.name)));
     }
     let candidate = &told["candidate"];
     if !candidate.is_null() && candidate["fingerprint"] != choice.fingerprint {
