@@ -43,7 +43,8 @@ export function agreement(live) {
       (it) => line(rowHead(foreign(it.mention)), ...labels(it), cell(it.rows), h("td", { className: "text" }, foreign(it.example))),
     );
 
-  live.subscribe({ status: true }, ({ status }) => {
+  live.subscribe({ status: true }, (message) => {
+    const status = message.status ?? message.history?.at(-1);
     if (!status) return;
     const candidates = status.processes.map((process) => process.model?.candidate).filter(Boolean);
     const tried = candidates.length > 0;
