@@ -207,6 +207,33 @@ pub struct ModelSettings {
     pub runtime: Runtime,
     /// What some of its labels are to be called instead.
     pub labels: BTreeMap<String, String>,
+    /// What answers in a burst.
+    pub fast: FastModelSettings,
+}
+
+/// The model that answers when texts come faster than the model above can score them, until it has.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FastModelSettings {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Its directory, or where it is registered; empty for the n-gram model that is built in.
+    pub directory: PathBuf,
+    /// What some of its labels are to be called instead.
+    pub labels: BTreeMap<String, String>,
+    /// How many texts may wait for the model in one process before this one answers.
+    pub waiting_texts: u64,
+}
+
+impl Default for FastModelSettings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            directory: PathBuf::new(),
+            labels: BTreeMap::new(),
+            waiting_texts: 256,
+        }
+    }
 }
 
 /// Where tables are kept.
@@ -427,6 +454,7 @@ impl Default for ModelSettings {
             threads: 0,
             runtime: Runtime::default(),
             labels: BTreeMap::new(),
+            fast: FastModelSettings::default(),
         }
     }
 }

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use dataflows::ports::PredictionObserver;
 use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use models::evaluation::{Confusion, Scores};
@@ -36,7 +37,8 @@ const ACCURACY: &str = "assay_model_accuracy_ratio";
 const PRECISION: &str = "assay_model_precision_ratio";
 const RECALL: &str = "assay_model_recall_ratio";
 const F1: &str = "assay_model_f1_ratio";
-const PREDICTED: &str = "assay_model_predicted_ratio";
+const PREDICTED: &str = "assay_model_predicted_rows";
+const UNSCORABLE: &str = "assay_unscorable_texts_total";
 const MEMORY: &str = "process_resident_memory_bytes";
 
 /// Bounds of the checkpoint histogram, in seconds.
@@ -141,7 +143,8 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Of those that are a label, the share predicted as such."
     );
     describe_gauge!(F1, "The harmonic mean of precision and recall.");
-    describe_gauge!(PREDICTED, "The share of a label among what is predicted.");
+    describe_gauge!(PREDICTED, "Rows of gold by predicted label.");
+    describe_counter!(UNSCORABLE, "Texts that the model could not score.");
     describe_gauge!(MEMORY, Unit::Bytes, "Memory in use.");
     Ok(handle)
 }
@@ -291,11 +294,31 @@ pub fn model_does(model: &str, confusion: &Confusion, met: &BTreeSet<&str>) {
         set(RECALL, scores.recall);
         set(F1, scores.f1);
     }
-    for label in met {
-        let predicted = confusion.predicted(label) as f64 / confusion.total().max(1) as f64;
-        let labels = [("model", model.to_owned()), ("label", (*label).to_owned())];
-        gauge!(PREDICTED, &labels).set(predicted);
-    }
+}
+
+/// Counts rows of gold by what is predicted.
+pub fn predictions() -> PredictionObserver {
+    // Few: a model has a handful of labels.
+    let mut known: Vec<(String, String, Gauge)> = Vec::new();
+    Box::new(move |model, label, diff| {
+        let found = known
+            .iter()
+            .find(|(of, called, _)| of == model && called == label);
+        match found {
+            Some((_, _, gauge)) => gauge.increment(diff as f64),
+            None => {
+                let labels = [("model", model.to_owned()), ("label", label.to_owned())];
+                let gauge = gauge!(PREDICTED, &labels);
+                gauge.increment(diff as f64);
+                known.push((model.to_owned(), label.to_owned(), gauge));
+            }
+        }
+    })
+}
+
+/// The model could not score a text.
+pub fn unscorable() {
+    counter!(UNSCORABLE).increment(1);
 }
 
 /// A sink failed and will be begun anew.

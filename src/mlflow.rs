@@ -3,7 +3,6 @@
 //!
 //! Artifacts go through the server too, so it has to serve them itself, which MLflow calls proxied.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
@@ -189,19 +188,12 @@ impl TrackingServer {
         let folder = self.model_folder(top.trim_end_matches('/'))?;
         let folder = folder.with_context(|| {
             format!(
-                "{origin} does not hold {}, neither at its top nor in one folder below",
-                ModelFiles::NAMES.join(", ")
+                "{origin} does not hold {} and {}, neither at its top nor in one folder below",
+                ModelFiles::CONFIG,
+                ModelFiles::WEIGHTS.join(" or ")
             )
         })?;
-        let [graph, tokenizer, config] = ModelFiles::NAMES;
-        let read = |file: &str| self.download(&format!("{folder}/{file}"));
-        Ok(ModelFiles {
-            graph: read(graph)?.into(),
-            tokenizer: read(tokenizer)?.into(),
-            config: read(config)?.into(),
-            labels: BTreeMap::new(),
-            origin,
-        })
+        ModelFiles::from(origin, |file| self.download(&format!("{folder}/{file}")))
     }
 
     /// The folder that holds a model's files: this one, or one in it.
@@ -336,7 +328,7 @@ fn text<'answer>(answer: &'answer Value, pointer: &str) -> anyhow::Result<&'answ
 
 fn holds_model(entries: &[Value]) -> bool {
     let there = |file: &&str| entries.iter().any(|entry| entry["path"] == **file);
-    ModelFiles::NAMES.iter().all(there)
+    there(&ModelFiles::CONFIG) && ModelFiles::WEIGHTS.iter().any(there)
 }
 
 /// What a server says of an error: MLflow's message, or the first line of a text, if it is one for people.

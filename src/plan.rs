@@ -192,6 +192,19 @@ pub struct ModelPlan {
     pub runtime: Runtime,
     /// What some labels are to be called instead.
     pub labels: BTreeMap<String, String>,
+    /// What answers in a burst.
+    pub fast: Option<FastModelPlan>,
+}
+
+/// What answers in a burst.
+#[derive(Clone, Debug)]
+pub struct FastModelPlan {
+    /// A model's directory, or its address in MLflow's registry, or `None` for the n-gram model that is built in.
+    pub directory: Option<PathBuf>,
+    /// What some labels are to be called instead.
+    pub labels: BTreeMap<String, String>,
+    /// How many texts may wait for the model before.
+    pub waiting_texts: u64,
 }
 
 /// The processes of a cluster and their workers.
@@ -507,8 +520,12 @@ impl Check<'_> {
         if !model.enabled {
             return None;
         }
-        let named = !model.directory.as_os_str().is_empty();
-        let directory = named.then(|| self.model_directory(&model.directory, folder));
+        let directory = self.model_directory("model.directory", &model.directory, folder);
+        let fast = model.fast.enabled.then(|| FastModelPlan {
+            directory: self.model_directory("model.fast.directory", &model.fast.directory, folder),
+            labels: model.fast.labels.clone(),
+            waiting_texts: model.fast.waiting_texts,
+        });
         if let Err(error) = model.runtime.built_in() {
             self.mistake("model.runtime", error);
         }
@@ -523,17 +540,26 @@ impl Check<'_> {
             threads,
             runtime: model.runtime,
             labels: model.labels.clone(),
+            fast,
         })
     }
 
-    /// The directory that holds a model, or where it is registered, which stays as it is written.
-    fn model_directory(&mut self, named: &Path, folder: &Path) -> PathBuf {
-        const KEY: &str = "model.directory";
+    /// The directory that holds a model, or where it is registered, which stays as it is written; none if
+    /// nothing is named.
+    fn model_directory(
+        &mut self,
+        key: &'static str,
+        named: &Path,
+        folder: &Path,
+    ) -> Option<PathBuf> {
+        if named.as_os_str().is_empty() {
+            return None;
+        }
         if let Some(registered) = mlflow::registered(named) {
             if let Err(message) = registered {
-                self.mistake(KEY, message);
+                self.mistake(key, message);
             }
-            return named.to_owned();
+            return Some(named.to_owned());
         }
         let directory = folder.join(named);
         let message = format!(
@@ -541,8 +567,8 @@ impl Check<'_> {
              config.json, or leave it empty for the built-in model",
             directory.display()
         );
-        self.require(directory.is_dir(), KEY, message);
-        directory
+        self.require(directory.is_dir(), key, message);
+        Some(directory)
     }
 
     fn tables(&mut self, settings: &Settings, folder: &Path) -> Option<TablesSettings> {

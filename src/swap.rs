@@ -17,18 +17,20 @@ use std::time::{Duration, Instant};
 use connectors::delta::{Manifests, TableError};
 use dataflows::ports::{ModelOrder, Standing};
 use models::files::ModelFiles;
-use models::onnx::TextClassifier;
-use models::pool::{Pool, PoolStatistics, Scorer, Watcher};
-use models::{ModelError, Runtime};
+use models::pool::{Failure, GoOn, Pool, PoolStatistics, Scorer, Turn, Watcher};
+use models::{Classifier, Runtime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use crate::plan::ModelPlan;
+use crate::plan::{FastModelPlan, ModelPlan};
 use crate::{EXIT_FAILURE, give_up, metrics, model};
 
 /// How long to wait for what an order should bring about: epochs may be held up.
 const ORDER_AGAIN: Duration = Duration::from_secs(5);
+
+/// More failures of the model in a row are no fault of the texts.
+const FAILURES: u64 = 16;
 
 /// A candidate is promoted when not more than one of so many texts waits for it.
 const WAITING_SHARE: u64 = 100;
@@ -91,7 +93,16 @@ pub struct Swap {
     decisions: Option<Manifests>,
     workers: usize,
     failures: Arc<Mutex<Failures>>,
+    fast: Option<FastModel>,
     state: Arc<Mutex<State>>,
+}
+
+/// What answers in a burst.
+struct FastModel {
+    name: String,
+    scorer: Arc<Scorer>,
+    /// How many texts may wait for the model before.
+    waiting_texts: u64,
 }
 
 struct State {
@@ -116,7 +127,7 @@ struct State {
 /// Models that stopped working.
 #[derive(Default)]
 struct Failures {
-    /// The fingerprints of those whose scores count: without them nothing goes on.
+    /// The fingerprints of those for whose scores epochs wait: without them nothing goes on.
     needed: Vec<String>,
     /// What became of others.
     others: BTreeMap<String, String>,
@@ -168,7 +179,7 @@ impl Swap {
         let (model, mut current) = match chosen {
             Some((model, choice)) => (model, choice),
             None => {
-                let model = TextClassifier::load(&files, engine);
+                let model = models::load(&files, engine);
                 let model = model.map_err(|error| ModelsError::Model(error.into()))?;
                 (model, configured.clone())
             }
@@ -179,9 +190,16 @@ impl Swap {
             others: BTreeMap::new(),
         }));
         let pool = Pool::start(plan.threads, PoolWatcher(Arc::clone(&failures)));
-        let scorer = Arc::new(pool.add(model, false));
+        let scorer = Arc::new(pool.add(model, Turn::Foreground));
+        let fast = plan
+            .fast
+            .as_ref()
+            .map(|fast| FastModel::load(fast, engine, &pool));
+        let fast = fast.transpose().map_err(ModelsError::Model)?;
         let candidate = candidate.and_then(|(choice, promote)| {
-            let loaded = Loaded::Scorer(Arc::new(pool.add(choice.load_again(engine)?, true)));
+            let loaded = Loaded::Scorer(Arc::new(
+                pool.add(choice.load_again(engine)?, Turn::Background),
+            ));
             Some(Candidate {
                 choice,
                 promote,
@@ -207,6 +225,7 @@ impl Swap {
             decisions,
             workers,
             failures,
+            fast,
             state: Arc::new(Mutex::new(state)),
         })
     }
@@ -225,6 +244,30 @@ impl Swap {
         self.state().candidate.as_ref()?.scorer().cloned()
     }
 
+    /// The model that answers in a burst.
+    pub fn fast(&self) -> Option<Arc<Scorer>> {
+        self.fast.as_ref().map(|fast| Arc::clone(&fast.scorer))
+    }
+
+    /// Whether with so many more texts too many wait for the model whose scores count.
+    pub fn is_burst(&self, texts: usize) -> bool {
+        let Some(fast) = &self.fast else {
+            return false;
+        };
+        let current = self.current();
+        let waiting = current.statistics().waiting + texts as u64;
+        waiting > fast.waiting_texts && current.fingerprint() != fast.scorer.fingerprint()
+    }
+
+    /// How many texts hold up epochs.
+    pub fn holding_up(&self) -> u64 {
+        let current = self.current().statistics().waiting;
+        let answers = |fast: &FastModel| fast.scorer.statistics().waiting + fast.waiting_texts;
+        self.fast
+            .as_ref()
+            .map_or(current, |fast| current.min(answers(fast)))
+    }
+
     /// What the models have done, and what waits for the one whose scores count.
     pub fn statistics(&self) -> PoolStatistics {
         let state = self.state();
@@ -232,6 +275,9 @@ impl Swap {
         statistics.scored += state.scored_before;
         if let Some(candidate) = state.candidate.as_ref().and_then(Candidate::scorer) {
             statistics.scored += candidate.statistics().scored;
+        }
+        if let Some(fast) = &self.fast {
+            statistics.scored += fast.scorer.statistics().scored;
         }
         statistics
     }
@@ -269,6 +315,7 @@ impl Swap {
         match order {
             SwapOrder::Load(choice, promote) => {
                 state.failure = None;
+                self.failures().forget(&choice.fingerprint);
                 let loads = state.candidate.as_ref().is_some_and(|candidate| {
                     candidate.choice.fingerprint == choice.fingerprint
                         && !matches!(candidate.loaded, Loaded::Failed(_))
@@ -297,7 +344,7 @@ impl Swap {
     fn load(&self, choice: &Choice) {
         let loaded = match choice.load(self.engine) {
             Ok((model, _)) if model.fingerprint() == choice.fingerprint => {
-                Loaded::Scorer(Arc::new(self.pool.add(model, true)))
+                Loaded::Scorer(Arc::new(self.pool.add(model, Turn::Background)))
             }
             Ok(_) => Loaded::Failed(format!("{}: another model lies there", choice.name)),
             Err(error) => Loaded::Failed(format!("{error:#}")),
@@ -351,6 +398,11 @@ impl Swap {
             "fingerprint": state.current.0.fingerprint,
             "candidate": candidate,
             "failure": state.failure,
+            "fast": self.fast.as_ref().map(|fast| json!({
+                "name": fast.name,
+                "fingerprint": fast.scorer.fingerprint(),
+                "scored": fast.scorer.statistics().scored,
+            })),
         })
     }
 
@@ -478,7 +530,7 @@ impl State {
             return;
         };
         if let Loaded::Scorer(scorer) = candidate.loaded {
-            scorer.to_foreground();
+            scorer.set_turn(Turn::Foreground);
             self.scored_before += self.current.1.statistics().scored;
             tracing::info!(model = candidate.choice.name, "the model was changed");
             self.current = (candidate.choice, scorer);
@@ -492,6 +544,30 @@ impl State {
         {
             candidate.loaded = Loaded::Failed(why);
         }
+    }
+}
+
+impl Failures {
+    /// Forgets what became of an earlier model of these files, which epochs no longer wait for.
+    fn forget(&mut self, fingerprint: &str) {
+        self.needed.retain(|needed| needed != fingerprint);
+        self.others.remove(fingerprint);
+    }
+}
+
+impl FastModel {
+    fn load(plan: &FastModelPlan, engine: Runtime, pool: &Pool) -> anyhow::Result<Self> {
+        let mut files = match &plan.directory {
+            Some(directory) => model::files(Some(directory))?,
+            None => ModelFiles::built_in_fast(),
+        };
+        files.labels.clone_from(&plan.labels);
+        let model = models::load(&files, engine)?;
+        Ok(Self {
+            name: files.origin,
+            scorer: Arc::new(pool.add(model, Turn::First)),
+            waiting_texts: plan.waiting_texts,
+        })
     }
 }
 
@@ -519,14 +595,14 @@ impl Choice {
     ///
     /// # Errors
     /// If it cannot be used.
-    pub fn load(&self, engine: Runtime) -> anyhow::Result<(TextClassifier, String)> {
+    pub fn load(&self, engine: Runtime) -> anyhow::Result<(Box<dyn Classifier>, String)> {
         let files = self.files()?;
-        let model = TextClassifier::load(&files, engine)?;
+        let model = models::load(&files, engine)?;
         Ok((model, files.origin))
     }
 
     /// Loads what was chosen in an earlier run, if it is still there.
-    fn load_again(&self, engine: Runtime) -> Option<TextClassifier> {
+    fn load_again(&self, engine: Runtime) -> Option<Box<dyn Classifier>> {
         let name = &self.name;
         match self.load(engine) {
             Ok((model, _)) if model.fingerprint() == self.fingerprint => return Some(model),
@@ -547,13 +623,30 @@ impl Watcher for PoolWatcher {
         metrics::inference(texts, took);
     }
 
-    fn failed(&self, fingerprint: &str, error: ModelError) {
+    fn failed(&self, failure: &Failure<'_>) -> GoOn {
+        let Failure {
+            fingerprint,
+            error,
+            in_a_row,
+            ..
+        } = failure;
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.needed.iter().any(|needed| needed == fingerprint) {
-            give_up(&error, EXIT_FAILURE)
+        if !failures.needed.iter().any(|needed| needed == fingerprint) {
+            tracing::error!(
+                fingerprint,
+                "a model beside the current one cannot score a text: {error}"
+            );
+            failures
+                .others
+                .insert((*fingerprint).to_owned(), error.to_string());
+            return GoOn::No;
         }
-        failures
-            .others
-            .insert(fingerprint.to_owned(), error.to_string());
+        if *in_a_row > FAILURES {
+            let what = format!("the model could not score {in_a_row} texts in a row: {error}");
+            give_up(&what, EXIT_FAILURE)
+        }
+        metrics::unscorable();
+        tracing::error!("a text has no label, because the model cannot score it: {error}");
+        GoOn::Yes
     }
 }

@@ -15,8 +15,9 @@ use dataflows::envelope::Format;
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, FileRows, Model, Models, Observer, RejectObserver, Removal,
-    Reply, Score, Sink, Standing, StoredFile, Written,
+    Checkpoint, Committer, Environment, FAST, FULL, FileRows, Model, Models, Observer,
+    PredictionObserver, RejectObserver, Removal, Reply, Score, Sink, Standing, StoredFile, Tier,
+    Written,
 };
 use dataflows::record::{Confidence, Record};
 use models::Prediction;
@@ -164,7 +165,7 @@ impl Process {
     }
 
     /// The request to stop.
-    pub fn stop(&self) -> &Stop {
+    pub fn stop(&self) -> &Arc<Stop> {
         &self.stop
     }
 
@@ -268,8 +269,8 @@ impl Process {
 
     /// Whether so many texts wait for the model that the intake should pause.
     pub fn scoring_is_behind(&self) -> bool {
-        self.scoring()
-            .is_some_and(|scoring| scoring.waiting > WAITING_TEXTS)
+        let waiting = self.swap.as_ref().map(|swap| swap.holding_up());
+        waiting.is_some_and(|waiting| waiting > WAITING_TEXTS)
     }
 
     /// How many records an epoch may hold during catch-up.
@@ -523,7 +524,8 @@ impl Environment for WorkerEnvironment {
     fn models(&mut self, _: &str) -> Option<Box<dyn Models>> {
         let swap = Arc::clone(self.process.swap.as_ref()?);
         let worker = self.worker;
-        Some(Box::new(WorkerModels { swap, worker }))
+        let stop = Arc::clone(self.process.stop());
+        Some(Box::new(WorkerModels { swap, worker, stop }))
     }
 
     fn recalls_scores(&self) -> bool {
@@ -567,6 +569,10 @@ impl Environment for WorkerEnvironment {
         })
     }
 
+    fn predicted(&mut self) -> PredictionObserver {
+        metrics::predictions()
+    }
+
     fn committer(&mut self) -> Option<Box<dyn Committer>> {
         if self.worker != 0 {
             return None;
@@ -597,21 +603,34 @@ impl Environment for WorkerEnvironment {
 struct WorkerModels {
     swap: Arc<Swap>,
     worker: usize,
+    stop: Arc<Stop>,
 }
 
 impl Models for WorkerModels {
     fn current(&mut self) -> Box<dyn Model> {
-        Box::new(PooledModel(self.swap.current()))
+        Box::new(PooledModel(self.swap.current(), FULL))
     }
 
     fn candidate(&mut self) -> Option<Box<dyn Model>> {
-        Some(Box::new(PooledModel(self.swap.candidate()?)))
+        Some(Box::new(PooledModel(self.swap.candidate()?, FULL)))
     }
 
     fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>> {
         let candidate = self.swap.candidate();
         let found = candidate.filter(|candidate| candidate.fingerprint() == fingerprint);
-        Some(Box::new(PooledModel(found?)))
+        Some(Box::new(PooledModel(found?, FULL)))
+    }
+
+    fn fast(&mut self) -> Option<Box<dyn Model>> {
+        Some(Box::new(PooledModel(self.swap.fast()?, FAST)))
+    }
+
+    fn is_burst(&mut self, texts: usize) -> bool {
+        self.swap.is_burst(texts)
+    }
+
+    fn replaces(&mut self) -> bool {
+        !self.stop.requested()
     }
 
     fn note(&mut self, standing: Standing) {
@@ -619,7 +638,7 @@ impl Models for WorkerModels {
     }
 }
 
-struct PooledModel(Arc<Scorer>);
+struct PooledModel(Arc<Scorer>, Tier);
 
 impl Model for PooledModel {
     fn fingerprint(&self) -> Text {
@@ -627,20 +646,25 @@ impl Model for PooledModel {
     }
 
     fn submit(&mut self, texts: Vec<Text>, reply: Reply<Vec<(Text, Score)>>) {
-        let model = self.fingerprint();
+        let (model, tier) = (self.fingerprint(), self.1);
         let answer: Answer = Arc::new(move |predictions| {
             let scored = predictions.into_iter();
-            reply.send(scored.map(|scored| to_score(scored, &model)).collect());
+            reply.send(
+                scored
+                    .map(|scored| to_score(scored, &model, tier))
+                    .collect(),
+            );
         });
         self.0.submit(texts, &answer);
     }
 }
 
-fn to_score((text, prediction): (Text, Prediction), model: &Text) -> (Text, Score) {
+fn to_score((text, prediction): (Text, Prediction), model: &Text, tier: Tier) -> (Text, Score) {
     let score = Score {
         label: prediction.label,
         confidence: Confidence(prediction.confidence),
         model: Arc::clone(model),
+        tier,
     };
     (text, score)
 }

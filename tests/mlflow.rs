@@ -398,7 +398,7 @@ fn registered_models_are_those_of_their_files() {
         "models:/tweets/3",
         &[
             "models:/tweets/3",
-            "model.onnx, tokenizer.json, config.json",
+            "does not hold config.json and model.onnx or ngrams.int8",
         ],
     );
     refuses("models:/tweets", &["write models:/NAME/VERSION"]);

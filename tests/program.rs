@@ -511,7 +511,7 @@ fn mistakes_are_told_at_once_with_exit_code_2() {
     );
     refused(
         &Site::new("[model]\ndirectory = \"tweets\"\n"),
-        &["cannot read", "model.onnx"],
+        &["cannot read", "config.json"],
     );
     let kafka = "[source]\nkind = \"kafka\"\n[source.kafka]\ntopics = [\"t\"]\n\
                  [source.kafka.properties]\n\"bootstrap.servers\" = \"127.0.0.1:1\"\n";

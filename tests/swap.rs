@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use support::models::{contrary, model};
+use support::models::{contrary, fussy, model};
 use support::numbers::Numbers;
 use support::{Running, Site, assay};
 
@@ -49,6 +49,12 @@ fn scored(running: &Running) -> u64 {
         .lines()
         .find_map(|line| line.strip_prefix("assay_scored_texts_total "));
     count.map_or(0, |count| count.parse().unwrap())
+}
+
+/// Waits until all scores are in the tables.
+fn kept(site: &Site, running: &Running) {
+    let scores = running.number("select count(*) from scores") as usize;
+    running.wait_for("a checkpoint", || site.tables()["scores"].len() == scores);
 }
 
 fn status(running: &Running) -> Value {
@@ -245,8 +251,7 @@ fn a_shadow_is_looked_at_and_promoted_without_scoring_again() {
     assert!(running.number(differs) > 0);
 
     // Killed as soon as this is durable, it goes on where it was.
-    let now = running.number("select max(assay_epoch())") as u64;
-    running.wait_for("a checkpoint", || running.checkpointed() >= now);
+    kept(&site, &running);
     running.kill();
     let running = site.start(&["--workers", "1"]);
     ready(&running);
@@ -307,7 +312,7 @@ fn a_model_that_cannot_be_used_leaves_the_old_one() {
         &["model", "set", "sentiment", missing.to_str().unwrap()],
     );
     assert!(
-        refusal.contains("cannot read") && refusal.contains("model.onnx"),
+        refusal.contains("cannot read") && refusal.contains("config.json"),
         "{refusal}"
     );
     let unfit = model(&site.path(""), "unfit", |config| {
@@ -326,5 +331,138 @@ fn a_model_that_cannot_be_used_leaves_the_old_one() {
     running.ask(&["model", "shadow", fine.to_str().unwrap(), "--wait"]);
     running.ask(&["model", "drop"]);
     assert_eq!(status(&running)["fingerprint"], before);
+    running.stop();
+}
+
+const BURST: &str = "[tables]\ncheckpoint_interval_s = 1\n[model]\nthreads = 1\n\
+                     [model.fast]\nenabled = true\nwaiting_texts = 20\n";
+
+/// All rows of gold, without the model that scored them.
+fn gold(running: &Running) -> Vec<Value> {
+    running.sql("select * from gold order by key, mention")
+}
+
+#[test]
+fn in_a_burst_a_fast_model_answers_and_the_model_replaces_its_scores() {
+    let site = Site::new(BURST);
+    let mut numbers = Numbers(29);
+    for number in 0..400 {
+        let mood = MOODS[numbers.below(4) as usize];
+        site.tweet(
+            &format!("{number}.json"),
+            &format!("@user{} {mood}, number {number}", number % 30),
+        );
+    }
+    let provisional = "select count(*) from gold where tier = 0";
+    let agree = "select count(*) from gold g join scores s on g.cleaned_text = s.text \
+                 where g.tier = s.tier and g.model = s.model and g.predicted_sentiment = s.label";
+
+    // All texts are there at once, most of them with the fast model's score; and so they are when it goes on.
+    let running = site.start(&["--workers", "2"]);
+    running.wait_for("all tweets", || {
+        running.number("select count(*) from gold") == 400
+    });
+    assert!(running.number(provisional) > 200);
+    assert_eq!(running.number(agree), 400);
+    kept(&site, &running);
+    running.kill();
+    let verify = || {
+        let mut verify = assay();
+        let output = verify
+            .args(["tables", "verify"])
+            .arg(site.path("assay.toml"))
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    assert!(verify().contains("every table holds"), "{}", verify());
+    let running = site.start(&["--workers", "1"]);
+    ready(&running);
+    assert_eq!(running.number("select count(*) from gold"), 400);
+    let waiting = running.number(provisional);
+    assert!(waiting > 0);
+
+    // A stop does not wait for the model; the end of the source does.
+    running.stop();
+    assert!(verify().contains("every table holds"), "{}", verify());
+    site.run(&["--until-idle"]);
+    let running = site.start(&[]);
+    ready(&running);
+    assert_eq!((running.number(provisional), scored(&running)), (0, 0));
+    assert_eq!(running.number(agree), 400);
+    let in_the_end = gold(&running);
+    running.stop();
+
+    // As without bursts.
+    let plain = Site::new("");
+    for entry in std::fs::read_dir(site.path("tweets")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, plain.path("tweets").join(path.file_name().unwrap())).unwrap();
+    }
+    let running = plain.start(&[]);
+    running.wait_for("all tweets", || {
+        running.number("select count(*) from gold") == 400
+    });
+    assert_eq!(gold(&running), in_the_end);
+    running.stop();
+}
+
+#[test]
+fn a_model_that_fails_later_leaves_the_old_one() {
+    let site = Site::new("");
+    site.tweet("one.json", "@user1 what a wonderful day");
+    let running = site.start(&[]);
+    ready(&running);
+    let before = status(&running)["fingerprint"].clone();
+    let candidate = fussy(&site.path(""), "fussy");
+    let candidate = candidate.to_str().unwrap();
+    running.ask(&["model", "shadow", candidate, "--wait"]);
+    site.tweet("two.json", "@user2 there is a \u{2603} in the garden");
+    running.wait_for("its end", || status(&running)["failure"].is_string());
+    running.wait_for("the tweet", || {
+        running.number("select count(*) from gold") == 2
+    });
+    assert_eq!(status(&running)["fingerprint"], before);
+    assert_eq!(status(&running)["candidate"], Value::Null);
+    running.wait_for("no scores of it", || {
+        running.number("select count(distinct model) from scores") == 1
+    });
+    let refusal = refused(
+        &running,
+        &["model", "set", "sentiment", candidate, "--wait"],
+    );
+    assert!(refusal.contains("the model stays as it was"), "{refusal}");
+    running.stop();
+}
+
+#[test]
+fn a_text_that_the_model_cannot_score_stops_nothing_and_is_tried_again() {
+    let site = Site::new("");
+    let model = fussy(&site.path(""), "fussy");
+    site.configure(&format!("[model]\ndirectory = \"{}\"\n", model.display()));
+    site.tweet("one.json", "@user1 what a wonderful day");
+    site.tweet("two.json", "@user2 there is a \u{2603} in the garden");
+    let labels = |running: &Running| {
+        running.wait_for("both", || running.number("select count(*) from gold") == 2);
+        let rows = running.sql("select predicted_sentiment from gold order by key");
+        let label = |row: &Value| row["predicted_sentiment"].as_str().unwrap().to_owned();
+        rows.iter().map(label).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let running = site.start(&[]);
+        assert_eq!(labels(&running), ["positive", ""]);
+        let (_, metrics) = running.get("/metrics").unwrap();
+        assert!(
+            metrics.contains("assay_unscorable_texts_total 1"),
+            "{metrics}"
+        );
+        running.stop();
+    }
+    site.configure("");
+    let running = site.start(&[]);
+    let labels = labels(&running);
+    assert!(
+        labels[0] == "positive" && !labels[1].is_empty(),
+        "{labels:?}"
+    );
     running.stop();
 }

@@ -17,8 +17,7 @@ use assay::model::score;
 use clap::Args;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use models::files::ModelFiles;
-use models::onnx::{TextClassifier, Tokens};
-use models::{ModelError, Runtime};
+use models::{Classifier, ModelError, Prepared, Runtime};
 
 use crate::cost::{self, Spent};
 use crate::program::{Assay, SEED, bare_files, write_lines};
@@ -48,17 +47,17 @@ pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
     }
     let assay = Assay::find()?;
     let (tweets, texts) = distinct_texts(bench.texts);
-    let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract)?;
-    let batches = batches(&model, &texts)?;
+    let model = models::load(&ModelFiles::built_in(), Runtime::Tract)?;
+    let batches = batches(&*model, &texts)?;
 
     let mut rows = Vec::new();
     let mut add = |case: &str, spent: Spent| rows.push(line(case, spent, bench.texts));
     eprintln!("measuring: bare model, threads: 1");
-    let (_, alone) = cost::of_work(|| classify(&model, &batches, 1))?;
+    let (_, alone) = cost::of_work(|| classify(&*model, &batches, 1))?;
     add("bare model, threads: 1", alone);
     let case = format!("bare model, threads: {cores}");
     eprintln!("measuring: {case}");
-    let (_, bare) = cost::of_work(|| classify(&model, &batches, cores))?;
+    let (_, bare) = cost::of_work(|| classify(&*model, &batches, cores))?;
     add(&case, bare);
     let case = format!("pool, threads: {cores}");
     eprintln!("measuring: {case}");
@@ -103,21 +102,21 @@ pub(crate) fn run(bench: &Score) -> anyhow::Result<()> {
 /// Runs the same batches by tract and by ONNX Runtime, in turns, so that whatever else the machine does is in
 /// the way of both.
 fn beside_onnxruntime(count: usize, cores: usize) -> anyhow::Result<()> {
-    let load = |runtime| TextClassifier::load(&ModelFiles::built_in(), runtime);
+    let load = |runtime| models::load(&ModelFiles::built_in(), runtime);
     let (tract, peer) = (load(Runtime::Tract)?, load(Runtime::OnnxRuntime)?);
     let (_, texts) = distinct_texts(count);
-    let batches = batches(&tract, &texts)?;
+    let batches = batches(&*tract, &texts)?;
     let mut rows = Vec::new();
     for threads in [1, cores] {
         eprintln!("measuring: threads: {threads}");
-        let spent = |model: &TextClassifier| {
+        let spent = |model: &dyn Classifier| {
             let (_, spent) = cost::of_work(|| classify(model, &batches, threads))?;
             anyhow::Ok(spent)
         };
-        let (mut ours, mut theirs) = (spent(&tract)?, spent(&peer)?);
+        let (mut ours, mut theirs) = (spent(&*tract)?, spent(&*peer)?);
         for _ in 1..ROUNDS {
-            ours = ours.least(spent(&tract)?);
-            theirs = theirs.least(spent(&peer)?);
+            ours = ours.least(spent(&*tract)?);
+            theirs = theirs.least(spent(&*peer)?);
         }
         let rate = |spent: Spent| format!("{:.1}", count as f64 / spent.wall.as_secs_f64());
         rows.push([
@@ -142,16 +141,16 @@ fn beside_onnxruntime(count: usize, cores: usize) -> anyhow::Result<()> {
     print!("{}", markdown(head, &rows));
     println!(
         "\nBoth give {} texts the same label.",
-        whole(alike(&tract, &peer, &batches)? as f64)
+        whole(alike(&*tract, &*peer, &batches)? as f64)
     );
     Ok(())
 }
 
 /// How many texts both models give the same label.
 fn alike(
-    one: &TextClassifier,
-    other: &TextClassifier,
-    batches: &[Vec<Tokens>],
+    one: &dyn Classifier,
+    other: &dyn Classifier,
+    batches: &[Vec<Prepared>],
 ) -> anyhow::Result<usize> {
     let mut alike = 0;
     for batch in batches {
@@ -181,20 +180,24 @@ fn distinct_texts(count: usize) -> (Vec<GeneratedTweet>, Vec<Arc<str>>) {
 }
 
 /// The texts' tokens in batches of equal length, the longest first, so that threads end together.
-fn batches(model: &TextClassifier, texts: &[Arc<str>]) -> anyhow::Result<Vec<Vec<Tokens>>> {
-    let mut lengths: BTreeMap<usize, Vec<Tokens>> = BTreeMap::new();
+fn batches(model: &dyn Classifier, texts: &[Arc<str>]) -> anyhow::Result<Vec<Vec<Prepared>>> {
+    let mut lengths: BTreeMap<usize, Vec<Prepared>> = BTreeMap::new();
     for text in texts {
-        let tokens = model.tokenize(text)?;
-        lengths.entry(tokens.padded_len()).or_default().push(tokens);
+        let tokens = model.prepare(text)?;
+        lengths.entry(tokens.length()).or_default().push(tokens);
     }
     let same_length = lengths.values().rev();
     Ok(same_length
         .flat_map(|tokens| tokens.chunks(BATCH))
-        .map(<[Tokens]>::to_vec)
+        .map(<[Prepared]>::to_vec)
         .collect())
 }
 
-fn classify(model: &TextClassifier, batches: &[Vec<Tokens>], threads: usize) -> anyhow::Result<()> {
+fn classify(
+    model: &dyn Classifier,
+    batches: &[Vec<Prepared>],
+    threads: usize,
+) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), ModelError> {
         while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -240,16 +243,16 @@ mod tests {
 
     #[test]
     fn batches_hold_every_text_and_one_length_each() {
-        let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
+        let model = models::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
         let (_, texts) = distinct_texts(300);
-        let batches = batches(&model, &texts).unwrap();
+        let batches = batches(&*model, &texts).unwrap();
         assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), 300);
         for batch in batches {
             assert!(batch.len() <= BATCH);
             assert!(
                 batch
                     .iter()
-                    .all(|tokens| tokens.padded_len() == batch[0].padded_len())
+                    .all(|tokens| tokens.length() == batch[0].length())
             );
         }
     }

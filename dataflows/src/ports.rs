@@ -111,7 +111,19 @@ pub struct Score {
     pub confidence: crate::record::Confidence,
     /// The fingerprint of the model.
     pub model: Text,
+    /// Which kind of model.
+    pub tier: Tier,
 }
+
+/// What kind of model a score is from: 0 from a fast one whose score is replaced as soon as the current model has
+/// its own, 1 from the current model or the candidate.
+pub type Tier = i64;
+
+/// Of a score that will be replaced.
+pub const FAST: Tier = 0;
+
+/// Of a score that stays.
+pub const FULL: Tier = 1;
 
 /// Turns texts into labels, on threads of its own.
 pub trait Model {
@@ -133,6 +145,15 @@ pub trait Models {
     /// The model of this fingerprint, which scores beside the current one from now on; `None` if it has
     /// gone meanwhile.
     fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>>;
+
+    /// The model that answers for the current one in a burst, if there is one.
+    fn fast(&mut self) -> Option<Box<dyn Model>>;
+
+    /// Whether so many texts are more than the current model can be waited for.
+    fn is_burst(&mut self, texts: usize) -> bool;
+
+    /// Whether the scores of a last run's bursts are to be replaced, and the input's end waits until all are.
+    fn replaces(&mut self) -> bool;
 
     /// Hears how things stand on this worker, whenever they may have changed.
     fn note(&mut self, standing: Standing);
@@ -281,6 +302,9 @@ pub type Observer = Box<dyn Fn(usize, usize)>;
 /// Counts a reject, by its stage and the kind of its reason.
 pub type RejectObserver = Box<dyn Fn(&str, String)>;
 
+/// Hears of predictions: the model, its label, and by how much the number of rows with it has changed.
+pub type PredictionObserver = Box<dyn FnMut(&str, &str, Diff)>;
+
 /// What stands behind the names that a pipeline asks for, on one worker.
 pub trait Environment {
     /// The models of this name, or `None` if the pipeline runs without.
@@ -300,6 +324,9 @@ pub trait Environment {
 
     /// Counts what could not be used.
     fn rejected(&mut self) -> RejectObserver;
+
+    /// Who hears of predictions.
+    fn predicted(&mut self) -> PredictionObserver;
 
     /// The committer, on the one worker that has it.
     fn committer(&mut self) -> Option<Box<dyn Committer>>;
@@ -457,6 +484,11 @@ impl<'s, 'e> Ports<'s, 'e> {
             }
         }
         Ok(keys)
+    }
+
+    /// Who hears of predictions.
+    pub fn predicted(&mut self) -> PredictionObserver {
+        self.environment.predicted()
     }
 
     /// Publishes the relation of rejects, counted by reason as well.

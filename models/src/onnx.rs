@@ -6,14 +6,13 @@
 mod onnxruntime;
 mod tract;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use crate::files::ModelFiles;
-use crate::{ModelError, Prediction, Runtime};
+use crate::files::{Labels, ModelFiles};
+use crate::{Classifier, ModelError, Prediction, Prepared, Runtime, most_likely};
 
 /// Texts in a batch: more gain nothing, because the model is bound by arithmetic.
 const BATCH: usize = 16;
@@ -27,21 +26,6 @@ const MAX_TOKENS: usize = 128;
 /// bit of a score. With a multiple of four tokens every text of a batch lies alike (a block of
 /// attention is then a multiple of 64 bytes), so a score does not depend on the batch.
 const TOKEN_MULTIPLE: usize = 4;
-
-/// The tokens of a text, padded.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Tokens {
-    ids: Vec<i64>,
-    /// How many of them are no padding.
-    shown: usize,
-}
-
-impl Tokens {
-    /// How many there are, padding and all: only texts of one length go through a model together.
-    pub fn padded_len(&self) -> usize {
-        self.ids.len()
-    }
-}
 
 /// A graph with its weights, ready to run, on several threads at a time.
 ///
@@ -63,7 +47,7 @@ trait Graph: Send + Sync {
 }
 
 /// A text classifier; shared by threads, each of which runs it at its own pace.
-pub struct TextClassifier {
+pub struct OnnxClassifier {
     graph: Box<dyn Graph>,
     tokenizer: Tokenizer,
     /// Stands for no token; the mask hides it.
@@ -97,11 +81,11 @@ impl Input {
     }
 
     /// What it is given for these texts, which have this many tokens each.
-    fn values(self, batch: &[Tokens], length: usize) -> Vec<i64> {
+    fn values(self, batch: &[Prepared], length: usize) -> Vec<i64> {
         let mut values = Vec::with_capacity(batch.len() * length);
         for tokens in batch {
             match self {
-                Self::Tokens => values.extend(&tokens.ids),
+                Self::Tokens => values.extend(&tokens.values),
                 Self::Mask => {
                     values.extend((0..length).map(|place| i64::from(place < tokens.shown)));
                 }
@@ -132,10 +116,10 @@ fn logits(outputs: &[&str]) -> Result<usize, String> {
 
 fn load_graph(files: &ModelFiles, runtime: Runtime) -> Result<Box<dyn Graph>, String> {
     match runtime {
-        Runtime::Tract => Ok(Box::new(tract::Tract::load(&files.graph)?)),
+        Runtime::Tract => Ok(Box::new(tract::Tract::load(&files.weights)?)),
         #[cfg(feature = "onnxruntime")]
         Runtime::OnnxRuntime => {
-            let graph = onnxruntime::OnnxRuntime::load(files.graph.clone())?;
+            let graph = onnxruntime::OnnxRuntime::load(files.weights.clone())?;
             Ok(Box::new(graph))
         }
         #[cfg(not(feature = "onnxruntime"))]
@@ -146,7 +130,6 @@ fn load_graph(files: &ModelFiles, runtime: Runtime) -> Result<Box<dyn Graph>, St
 /// What `config.json` says, under the names of Hugging Face's transformers.
 #[derive(Deserialize)]
 struct Config {
-    id2label: BTreeMap<usize, String>,
     #[serde(default)]
     model_type: String,
     #[serde(default)]
@@ -159,11 +142,8 @@ struct Config {
 
 impl Config {
     fn read(bytes: &[u8]) -> Result<Self, String> {
-        let config: Self = serde_json::from_slice(bytes)
-            .map_err(|error| format!("config.json must hold \"id2label\": {error}"))?;
-        if !config.id2label.keys().copied().eq(0..config.id2label.len()) {
-            return Err("config.json: \"id2label\" must name 0, 1, 2 and so on".to_owned());
-        }
+        let config: Self =
+            serde_json::from_slice(bytes).map_err(|error| format!("config.json: {error}"))?;
         if config.problem_type.as_deref() == Some("multi_label_classification") {
             return Err(
                 "config.json: the model gives a text several labels; one with one label a text is needed"
@@ -186,16 +166,6 @@ impl Config {
         let positions = positions.saturating_sub(usize::try_from(before).unwrap_or_default());
         (positions.min(MAX_TOKENS) / TOKEN_MULTIPLE * TOKEN_MULTIPLE).max(TOKEN_MULTIPLE)
     }
-
-    /// The labels, those renamed that are to be.
-    fn labels(&self, renamed: &BTreeMap<String, String>) -> Result<Vec<Arc<str>>, String> {
-        let own: Vec<_> = self.id2label.values().collect();
-        if let Some(unknown) = renamed.keys().find(|label| !own.contains(label)) {
-            return Err(format!("has no label \"{unknown}\"; it has {own:?}"));
-        }
-        let label = |own: &String| Arc::from(renamed.get(own).unwrap_or(own).as_str());
-        Ok(self.id2label.values().map(label).collect())
-    }
 }
 
 /// What a tokenizer pads with, if it says so.
@@ -209,7 +179,7 @@ fn own_padding(tokenizer: &Tokenizer) -> Option<i64> {
     id.or_else(named).map(i64::from)
 }
 
-impl TextClassifier {
+impl OnnxClassifier {
     /// Loads a model and tries it on some texts.
     ///
     /// # Errors
@@ -217,8 +187,9 @@ impl TextClassifier {
     pub fn load(files: &ModelFiles, runtime: Runtime) -> Result<Self, ModelError> {
         let origin = &files.origin;
         let unfit = |message: String| ModelError(format!("{origin}: {message}"));
+        let labels = Labels::read(&files.config).map_err(unfit)?;
+        let labels = labels.renamed(&files.labels).map_err(unfit)?;
         let config = Config::read(&files.config).map_err(unfit)?;
-        let labels = config.labels(&files.labels).map_err(unfit)?;
         let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer)
             .map_err(ModelError::new(format!("{origin}: tokenizer.json")))?;
         let padding = config.pad_token_id.or_else(|| own_padding(&tokenizer));
@@ -242,26 +213,6 @@ impl TextClassifier {
         Ok(classifier)
     }
 
-    /// The digest of the model's files and of what runs them.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    /// The labels, in the model's order.
-    pub fn labels(&self) -> impl Iterator<Item = &str> {
-        self.labels.iter().map(|label| &**label)
-    }
-
-    /// How many tokens of a text are looked at.
-    pub fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-
-    /// How many texts may go through the model together without changing one another's scores.
-    pub fn batch_limit(&self) -> usize {
-        self.batch_limit
-    }
-
     fn masked(&self) -> bool {
         self.graph.inputs().contains(&Input::Mask)
     }
@@ -272,7 +223,7 @@ impl TextClassifier {
     /// from all that it is given, as dynamic quantisation does, scores a text by its company; so does one that a
     /// runtime adds up otherwise when there is a single text.
     fn try_out(&self) -> Result<usize, ModelError> {
-        let trial = self.tokenize("a day like no other, and then some more of it")?;
+        let trial = self.prepare("a day like no other, and then some more of it")?;
         self.classify(std::slice::from_ref(&trial))?;
         if !self.masked() {
             return Ok(1);
@@ -282,10 +233,10 @@ impl TextClassifier {
             let batch: Vec<_> = (0..BATCH)
                 .map(|row| {
                     let shown = length - row % TOKEN_MULTIPLE;
-                    let words = trial.ids[..trial.shown].iter().cycle().skip(row);
+                    let words = trial.values[..trial.shown].iter().cycle().skip(row);
                     let mut ids: Vec<_> = words.copied().take(shown).collect();
                     ids.resize(length, self.padding);
-                    Tokens { ids, shown }
+                    Prepared { values: ids, shown }
                 })
                 .collect();
             let together = self.run(&batch)?;
@@ -300,44 +251,9 @@ impl TextClassifier {
         Ok(BATCH)
     }
 
-    /// The tokens of a text, at most as many as are looked at.
-    ///
-    /// # Errors
-    /// If the tokenizer cannot take the text.
-    pub fn tokenize(&self, text: &str) -> Result<Tokens, ModelError> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(clip(text), true)
-            .map_err(ModelError::new("cannot tokenize a text"))?;
-        let mut ids: Vec<_> = encoding.get_ids().iter().copied().map(i64::from).collect();
-        if ids.len() > self.max_tokens {
-            // The last token closes the text and must stay.
-            let close = ids[ids.len() - 1];
-            ids.truncate(self.max_tokens - 1);
-            ids.push(close);
-        }
-        let shown = ids.len();
-        if self.masked() {
-            ids.resize(shown.next_multiple_of(TOKEN_MULTIPLE), self.padding);
-        }
-        Ok(Tokens { ids, shown })
-    }
-
-    /// Classifies texts of equally many tokens.
-    ///
-    /// # Errors
-    /// If the model fails, which a model that has been loaded should not.
-    pub fn classify(&self, batch: &[Tokens]) -> Result<Vec<Prediction>, ModelError> {
-        let logits = self.run(batch)?;
-        logits
-            .chunks(self.labels.len())
-            .map(|logits| self.prediction(logits))
-            .collect()
-    }
-
     /// A number a label and text.
-    fn run(&self, batch: &[Tokens]) -> Result<Vec<f32>, ModelError> {
-        let length = batch.first().map_or(0, Tokens::padded_len);
+    fn run(&self, batch: &[Prepared]) -> Result<Vec<f32>, ModelError> {
+        let length = batch.first().map_or(0, Prepared::length);
         let inputs = self.graph.inputs().iter();
         let values = inputs.map(|input| input.values(batch, length)).collect();
         let logits = self.graph.run([batch.len(), length], values);
@@ -355,21 +271,51 @@ impl TextClassifier {
         }
         Ok(logits)
     }
+}
 
-    fn prediction(&self, logits: &[f32]) -> Result<Prediction, ModelError> {
-        let (best, greatest) = logits
-            .iter()
-            .copied()
-            .enumerate()
-            .max_by(|(_, one), (_, other)| one.total_cmp(other))
-            .ok_or_else(|| ModelError("the model tells no labels".to_owned()))?;
-        // Softmax, with the greatest logit taken out so that nothing overflows.
-        let sum: f32 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
-        let confidence = (1_000_000.0 / sum).round() as u32;
-        Ok(Prediction {
-            label: Arc::clone(&self.labels[best]),
-            confidence,
-        })
+impl Classifier for OnnxClassifier {
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn labels(&self) -> &[Arc<str>] {
+        &self.labels
+    }
+
+    fn extent(&self) -> String {
+        format!("{} tokens of a text at most", self.max_tokens)
+    }
+
+    fn batch_limit(&self) -> usize {
+        self.batch_limit
+    }
+
+    /// The tokens of a text, at most as many as are looked at.
+    fn prepare(&self, text: &str) -> Result<Prepared, ModelError> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(clip(text), true)
+            .map_err(ModelError::new("cannot tokenize a text"))?;
+        let mut ids: Vec<_> = encoding.get_ids().iter().copied().map(i64::from).collect();
+        if ids.len() > self.max_tokens {
+            // The last token closes the text and must stay.
+            let close = ids[ids.len() - 1];
+            ids.truncate(self.max_tokens - 1);
+            ids.push(close);
+        }
+        let shown = ids.len();
+        if self.masked() {
+            ids.resize(shown.next_multiple_of(TOKEN_MULTIPLE), self.padding);
+        }
+        Ok(Prepared { values: ids, shown })
+    }
+
+    fn classify(&self, batch: &[Prepared]) -> Result<Vec<Prediction>, ModelError> {
+        let logits = self.run(batch)?;
+        logits
+            .chunks(self.labels.len())
+            .map(|logits| most_likely(&self.labels, logits))
+            .collect()
     }
 }
 
@@ -384,21 +330,22 @@ fn clip(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
     use super::*;
 
-    fn built_in() -> TextClassifier {
+    fn built_in() -> OnnxClassifier {
         load(&ModelFiles::built_in()).unwrap()
     }
 
-    fn load(files: &ModelFiles) -> Result<TextClassifier, ModelError> {
-        TextClassifier::load(files, Runtime::Tract)
+    fn load(files: &ModelFiles) -> Result<OnnxClassifier, ModelError> {
+        OnnxClassifier::load(files, Runtime::Tract)
     }
 
-    fn classify_one(model: &TextClassifier, text: &str) -> Prediction {
+    fn classify_one(model: &dyn Classifier, text: &str) -> Prediction {
         model
-            .classify(&[model.tokenize(text).unwrap()])
+            .classify(&[model.prepare(text).unwrap()])
             .unwrap()
             .remove(0)
     }
@@ -421,7 +368,7 @@ mod tests {
         keeps_scores_apart(&built_in());
     }
 
-    fn keeps_scores_apart(model: &TextClassifier) {
+    fn keeps_scores_apart(model: &OnnxClassifier) {
         for words in (1..40).step_by(4) {
             let text = |n: usize| {
                 (0..words)
@@ -429,9 +376,9 @@ mod tests {
                     .collect()
             };
             let texts: Vec<String> = (0..32).map(text).collect();
-            let tokens = texts.iter().map(|text| model.tokenize(text).unwrap());
-            let mut lengths: BTreeMap<usize, Vec<Tokens>> = BTreeMap::new();
-            tokens.for_each(|tokens| lengths.entry(tokens.padded_len()).or_default().push(tokens));
+            let tokens = texts.iter().map(|text| model.prepare(text).unwrap());
+            let mut lengths: BTreeMap<usize, Vec<Prepared>> = BTreeMap::new();
+            tokens.for_each(|tokens| lengths.entry(tokens.length()).or_default().push(tokens));
             for batch in lengths
                 .values()
                 .flat_map(|tokens| tokens.chunks(model.batch_limit()))
@@ -455,7 +402,7 @@ mod tests {
     fn only_padding_is_hidden_whatever_pads() {
         // As of RoBERTa's kind, where 0 is a token like any other.
         let model = built_in();
-        let first = model.tokenize("so it is").unwrap().ids[0];
+        let first = model.prepare("so it is").unwrap().values[0];
         let mut files = ModelFiles::built_in();
         let mut config: serde_json::Value = serde_json::from_slice(&files.config).unwrap();
         config["pad_token_id"] = first.into();
@@ -479,7 +426,7 @@ mod tests {
     #[test]
     fn onnx_runtime_agrees_with_tract() {
         let tract = built_in();
-        let other = TextClassifier::load(&ModelFiles::built_in(), Runtime::OnnxRuntime).unwrap();
+        let other = OnnxClassifier::load(&ModelFiles::built_in(), Runtime::OnnxRuntime).unwrap();
         assert_ne!(tract.fingerprint(), other.fingerprint());
         for text in ["", "this is terrible", "I love this, what a wonderful day!"] {
             let (one, same) = (classify_one(&tract, text), classify_one(&other, text));
@@ -496,10 +443,10 @@ mod tests {
             text: String,
             probabilities: Vec<f64>,
         }
-        for name in ["sentiment", "sentiment-fast"] {
+        for name in ["sentiment", "sentiment-fast", "sentiment-ngrams"] {
             let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
             let files = ModelFiles::read(&directory).unwrap();
-            let model = load(&files).unwrap();
+            let model = crate::load(&files, Runtime::Tract).unwrap();
             let references = std::fs::read(directory.join("reference.json")).unwrap();
             let references: Vec<Reference> = serde_json::from_slice(&references).unwrap();
             assert!(references.len() >= 20);
@@ -510,8 +457,8 @@ mod tests {
             {
                 let most = probabilities.iter().copied().fold(0.0, f64::max);
                 let label = probabilities.iter().position(|one| *one == most).unwrap();
-                let prediction = classify_one(&model, &text);
-                assert_eq!(*prediction.label, *model.labels[label], "{name}: {text}");
+                let prediction = classify_one(&*model, &text);
+                assert_eq!(*prediction.label, *model.labels()[label], "{name}: {text}");
                 let confidence = f64::from(prediction.confidence) / 1e6;
                 assert!(
                     (confidence - most).abs() < 1e-4,
@@ -526,7 +473,7 @@ mod tests {
         let model = built_in();
         classify_one(&model, "");
         let endless = "good 😀 ".repeat(20_000);
-        assert_eq!(model.tokenize(&endless).unwrap().padded_len(), MAX_TOKENS);
+        assert_eq!(model.prepare(&endless).unwrap().length(), MAX_TOKENS);
         classify_one(&model, &endless);
     }
 
@@ -542,7 +489,7 @@ mod tests {
             message.contains("config.json must hold \"id2label\""),
             "{message}"
         );
-        let message = error(|files| files.graph = b"no graph".as_slice().into());
+        let message = error(|files| files.weights = b"no graph".as_slice().into());
         assert!(message.contains("model.onnx"), "{message}");
         let message = error(|files| files.tokenizer = b"{".as_slice().into());
         assert!(message.contains("tokenizer.json"), "{message}");

@@ -1,27 +1,27 @@
 //! Threads that score texts in batches of equal length.
 //!
 //! ```text
-//!  submit ─▶ waiting texts ─ tokenize ─▶ one queue a length ─ classify ─▶ answers
+//!  submit ─▶ waiting texts ─ prepare ─▶ one queue a length ─ classify ─▶ answers
 //! ```
 //!
 //! The queue with the oldest text goes first, so that nothing waits for ever and answers come
 //! roughly in the order of asking; what else has its length goes with it. Several models may share the
-//! threads: those in the background get what the others leave.
+//! threads, each when it is its [`Turn`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::onnx::{TextClassifier, Tokens};
-use crate::{ModelError, Prediction};
+use crate::{Classifier, ModelError, Prediction, Prepared};
 
-/// Texts a thread tokenizes at a time.
-const TOKENIZE: usize = 64;
+/// Texts a thread prepares at a time.
+const PREPARE: usize = 64;
 
-/// Tokenized texts that wait: enough to find full batches among all lengths.
-const TOKENIZED: usize = 2_048;
+/// Prepared texts that wait: enough to find full batches among all lengths.
+const PREPARED: usize = 2_048;
 
 /// Takes the answers to texts submitted together; called from the pool's threads.
 pub type Answer = Arc<dyn Fn(Answers) + Send + Sync>;
@@ -55,12 +55,46 @@ pub trait Watcher: Send + Sync + 'static {
     /// A batch of texts went through a model.
     fn classified(&self, texts: usize, took: Duration);
 
-    /// The model of this fingerprint stopped working, which takes it out of the pool.
-    fn failed(&self, fingerprint: &str, error: ModelError);
+    /// A model could not score a text. If it is to go on, the text is answered with no label; else it is taken out of
+    /// the pool.
+    fn failed(&self, failure: &Failure<'_>) -> GoOn;
 }
 
-/// A model that does not work in the background leaves it one turn of so many.
-const BACKGROUND_TURN: u64 = 8;
+/// A text that a model could not score.
+#[derive(Debug)]
+pub struct Failure<'a> {
+    /// The digest of the model's files.
+    pub fingerprint: &'a str,
+    /// The text.
+    pub text: &'a str,
+    /// Why.
+    pub error: &'a ModelError,
+    /// How many texts it could not score since it last could, this one among them.
+    pub in_a_row: u64,
+}
+
+/// Whether a model that failed goes on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum GoOn {
+    /// It does.
+    Yes,
+    /// It is taken out.
+    No,
+}
+
+/// When it is a model's turn, those of an earlier kind before those of a later one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Turn {
+    /// Before all others.
+    First,
+    /// The usual.
+    Foreground,
+    /// With what the others leave.
+    Background,
+}
+
+/// One turn of so many goes the other way round, so that nothing waits for ever.
+const OTHER_WAY: u64 = 8;
 
 struct Shared {
     lanes: Mutex<Lanes>,
@@ -78,30 +112,32 @@ struct Lanes {
 
 /// A model of a pool.
 struct Lane {
-    model: TextClassifier,
-    background: AtomicBool,
+    model: Box<dyn Classifier>,
+    turn: AtomicU8,
     waiting: AtomicU64,
     scored: AtomicU64,
+    /// Texts that it could not score since it last could.
+    failed: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     texts: VecDeque<(Arc<str>, Answer)>,
-    tokenized: BTreeMap<usize, VecDeque<Job>>,
-    tokenized_count: usize,
+    prepared: BTreeMap<usize, VecDeque<Job>>,
+    prepared_count: usize,
     next_number: u64,
 }
 
 struct Job {
-    /// Increases in the order of tokenizing.
+    /// Increases in the order of preparing.
     number: u64,
     text: Arc<str>,
-    tokens: Tokens,
+    prepared: Prepared,
     answer: Answer,
 }
 
 enum Work {
-    Tokenize(Vec<(Arc<str>, Answer)>),
+    Prepare(Vec<(Arc<str>, Answer)>),
     Classify(Vec<Job>),
 }
 
@@ -122,13 +158,14 @@ impl Pool {
         Self { shared, threads }
     }
 
-    /// Adds a model; one in the background gets what the others leave, and a small share at least.
-    pub fn add(&self, model: TextClassifier, background: bool) -> Scorer {
+    /// Adds a model.
+    pub fn add(&self, model: Box<dyn Classifier>, turn: Turn) -> Scorer {
         let lane = Arc::new(Lane {
             model,
-            background: AtomicBool::new(background),
+            turn: AtomicU8::new(turn as u8),
             waiting: AtomicU64::new(0),
             scored: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         });
         let mut lanes = self.shared.lock();
         lanes.lanes.push((Arc::clone(&lane), Queue::default()));
@@ -161,9 +198,9 @@ impl Scorer {
         self.shared.work.notify_all();
     }
 
-    /// The model comes first from now on.
-    pub fn to_foreground(&self) {
-        self.lane.background.store(false, Ordering::Relaxed);
+    /// When it is the model's turn from now on.
+    pub fn set_turn(&self, turn: Turn) {
+        self.lane.turn.store(turn as u8, Ordering::Relaxed);
     }
 
     /// The digest of the model's files and of what runs them.
@@ -212,13 +249,9 @@ impl Shared {
 
     fn work(&self) {
         while let Some((lane, work)) = self.next_work() {
-            let done = match work {
-                Work::Tokenize(texts) => self.tokenize(&lane, texts),
+            match work {
+                Work::Prepare(texts) => self.prepare(&lane, texts),
                 Work::Classify(jobs) => self.classify(&lane, jobs),
-            };
-            if let Err(error) = done {
-                self.remove(&lane);
-                self.watcher.failed(lane.model.fingerprint(), error);
             }
         }
     }
@@ -239,53 +272,116 @@ impl Shared {
         }
     }
 
-    fn tokenize(&self, lane: &Arc<Lane>, texts: Vec<(Arc<str>, Answer)>) -> Result<(), ModelError> {
-        let tokens: Vec<_> = texts
-            .iter()
-            .map(|(text, _)| lane.model.tokenize(text))
-            .collect::<Result<_, _>>()?;
+    fn prepare(&self, lane: &Arc<Lane>, texts: Vec<(Arc<str>, Answer)>) {
+        let mut prepared = Vec::with_capacity(texts.len());
+        for (text, answer) in texts {
+            match attempt(|| lane.model.prepare(&text)) {
+                Ok(ready) => prepared.push((text, ready, answer)),
+                Err(error) => self.fail(lane, text, answer, &error),
+            }
+        }
         self.with_queue(lane, |queue| {
-            for ((text, answer), tokens) in texts.into_iter().zip(tokens) {
-                queue.insert(text, tokens, answer);
+            for (text, prepared, answer) in prepared {
+                queue.insert(text, prepared, answer);
             }
         });
         self.work.notify_all();
-        Ok(())
     }
 
-    fn classify(&self, lane: &Lane, jobs: Vec<Job>) -> Result<(), ModelError> {
-        let count = jobs.len() as u64;
-        let mut tokens = Vec::with_capacity(jobs.len());
+    fn classify(&self, lane: &Arc<Lane>, jobs: Vec<Job>) {
+        let mut batch = Vec::with_capacity(jobs.len());
         let mut asked = Vec::with_capacity(jobs.len());
         for job in jobs {
-            tokens.push(job.tokens);
+            batch.push(job.prepared);
             asked.push((job.text, job.answer));
         }
         let started = Instant::now();
-        let predictions = lane.model.classify(&tokens)?;
-        self.watcher.classified(tokens.len(), started.elapsed());
-        lane.scored.fetch_add(count, Ordering::Relaxed);
-        lane.waiting.fetch_sub(count, Ordering::Relaxed);
-        answer_all(asked.into_iter().zip(predictions));
-        Ok(())
+        match attempt(|| lane.model.classify(&batch)) {
+            Ok(predictions) => {
+                self.watcher.classified(batch.len(), started.elapsed());
+                lane.failed.store(0, Ordering::Relaxed);
+                lane.answered(batch.len() as u64);
+                answer_all(asked.into_iter().zip(predictions));
+            }
+            Err(error) if batch.len() == 1 => {
+                for (text, answer) in asked {
+                    self.fail(lane, text, answer, &error);
+                }
+            }
+            // Which of them it is, each shows by itself.
+            Err(_) => {
+                for ((text, answer), prepared) in asked.into_iter().zip(batch) {
+                    let number = 0;
+                    self.classify(
+                        lane,
+                        vec![Job {
+                            number,
+                            text,
+                            prepared,
+                            answer,
+                        }],
+                    );
+                }
+            }
+        }
+    }
+
+    fn fail(&self, lane: &Arc<Lane>, text: Arc<str>, answer: Answer, error: &ModelError) {
+        let go_on = self.watcher.failed(&Failure {
+            fingerprint: lane.model.fingerprint(),
+            text: &text,
+            error,
+            in_a_row: lane.failed.fetch_add(1, Ordering::Relaxed) + 1,
+        });
+        match go_on {
+            GoOn::Yes => {
+                lane.answered(1);
+                answer(vec![(text, Prediction::none())]);
+            }
+            GoOn::No => self.remove(lane),
+        }
     }
 }
 
+impl Lane {
+    fn answered(&self, texts: u64) {
+        self.scored.fetch_add(texts, Ordering::Relaxed);
+        self.waiting.fetch_sub(texts, Ordering::Relaxed);
+    }
+}
+
+/// What a model says, even if it panics: what runs it does so where it meets what it did not expect.
+fn attempt<T>(ask: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    // A model is not changed by being asked, so it is whole afterwards.
+    catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<String>().map(String::as_str);
+        let why = why.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(ModelError(format!(
+            "it panicked: {}",
+            why.unwrap_or("no reason is told")
+        )))
+    })
+}
+
 impl Lanes {
-    /// The next piece of work: of a model in the background if it is its turn, or if no other has any.
+    /// The next piece of work.
     fn take(&mut self) -> Option<(Arc<Lane>, Work)> {
         self.turns += 1;
-        let background_first = self.turns.is_multiple_of(BACKGROUND_TURN);
-        let take = |background: bool, lanes: &mut Vec<(Arc<Lane>, Queue)>| {
-            lanes.iter_mut().find_map(|(lane, queue)| {
-                let chosen = lane.background.load(Ordering::Relaxed) == background;
-                let work = chosen
-                    .then(|| queue.take(lane.model.batch_limit()))
-                    .flatten();
-                work.map(|work| (Arc::clone(lane), work))
-            })
-        };
-        take(background_first, &mut self.lanes).or_else(|| take(!background_first, &mut self.lanes))
+        let mut turns = [Turn::First, Turn::Foreground, Turn::Background];
+        if self.turns.is_multiple_of(OTHER_WAY) {
+            turns.reverse();
+        }
+        turns.into_iter().find_map(|turn| self.take_of(turn))
+    }
+
+    fn take_of(&mut self, turn: Turn) -> Option<(Arc<Lane>, Work)> {
+        self.lanes.iter_mut().find_map(|(lane, queue)| {
+            let chosen = lane.turn.load(Ordering::Relaxed) == turn as u8;
+            let work = chosen
+                .then(|| queue.take(lane.model.batch_limit()))
+                .flatten();
+            work.map(|work| (Arc::clone(lane), work))
+        })
     }
 }
 
@@ -307,33 +403,33 @@ fn answer_all(predictions: impl Iterator<Item = ((Arc<str>, Answer), Prediction)
 }
 
 impl Queue {
-    fn insert(&mut self, text: Arc<str>, tokens: Tokens, answer: Answer) {
+    fn insert(&mut self, text: Arc<str>, prepared: Prepared, answer: Answer) {
         let number = self.next_number;
         self.next_number += 1;
-        self.tokenized_count += 1;
-        let length = tokens.padded_len();
-        self.tokenized.entry(length).or_default().push_back(Job {
+        self.prepared_count += 1;
+        let length = prepared.length();
+        self.prepared.entry(length).or_default().push_back(Job {
             number,
             text,
-            tokens,
+            prepared,
             answer,
         });
     }
 
     fn take(&mut self, batch_limit: usize) -> Option<Work> {
-        if !self.texts.is_empty() && self.tokenized_count < TOKENIZED {
-            let count = self.texts.len().min(TOKENIZE);
-            return Some(Work::Tokenize(self.texts.drain(..count).collect()));
+        if !self.texts.is_empty() && self.prepared_count < PREPARED {
+            let count = self.texts.len().min(PREPARE);
+            return Some(Work::Prepare(self.texts.drain(..count).collect()));
         }
         let oldest = self
-            .tokenized
+            .prepared
             .iter()
             .filter_map(|(length, jobs)| Some((jobs.front()?.number, *length)))
             .min();
         let (_, length) = oldest?;
-        let jobs = self.tokenized.get_mut(&length)?;
+        let jobs = self.prepared.get_mut(&length)?;
         let batch: Vec<_> = jobs.drain(..jobs.len().min(batch_limit)).collect();
-        self.tokenized_count -= batch.len();
+        self.prepared_count -= batch.len();
         Some(Work::Classify(batch))
     }
 }
@@ -347,25 +443,114 @@ mod tests {
     use crate::Runtime;
     use crate::files::ModelFiles;
 
-    struct Panicking;
+    /// Takes note of failures.
+    struct Noting(GoOn, mpsc::Sender<(String, u64)>);
 
-    impl Watcher for Panicking {
+    impl Watcher for Noting {
         fn classified(&self, _: usize, _: Duration) {}
 
-        fn failed(&self, _: &str, error: ModelError) {
-            panic!("{error}");
+        fn failed(&self, failure: &Failure<'_>) -> GoOn {
+            let told = (failure.text.to_owned(), failure.in_a_row);
+            self.1.send(told).unwrap();
+            self.0
         }
+    }
+
+    /// Says how long a text is; cannot prepare what begins with `!`, and panics when it meets `?`.
+    struct Fussy(Vec<Arc<str>>);
+
+    impl Classifier for Fussy {
+        fn fingerprint(&self) -> &str {
+            "fussy"
+        }
+
+        fn labels(&self) -> &[Arc<str>] {
+            &self.0
+        }
+
+        fn extent(&self) -> String {
+            String::new()
+        }
+
+        fn batch_limit(&self) -> usize {
+            4
+        }
+
+        fn prepare(&self, text: &str) -> Result<Prepared, ModelError> {
+            if text.starts_with('!') {
+                return Err(ModelError("it shouts".to_owned()));
+            }
+            Ok(Prepared {
+                values: vec![i64::from(text.contains('?'))],
+                shown: text.len(),
+            })
+        }
+
+        fn classify(&self, batch: &[Prepared]) -> Result<Vec<Prediction>, ModelError> {
+            assert!(batch.iter().all(|text| text.values == [0]), "a question");
+            let label = |text: &Prepared| Prediction {
+                label: text.shown.to_string().into(),
+                confidence: 1,
+            };
+            Ok(batch.iter().map(label).collect())
+        }
+    }
+
+    fn fussy(go_on: GoOn, texts: &[&str]) -> (HashMap<String, String>, Vec<(String, u64)>) {
+        let (sender, failures) = mpsc::channel();
+        let pool = Pool::start(1, Noting(go_on, sender));
+        let scorer = pool.add(Box::new(Fussy(Vec::new())), Turn::Foreground);
+        let (sender, answers) = mpsc::channel();
+        let answer: Answer = Arc::new(move |answers| sender.send(answers).unwrap());
+        scorer.submit(texts.iter().map(|text| Arc::from(*text)).collect(), &answer);
+        drop(answer);
+        let mut answered = HashMap::new();
+        // Without the model, nobody is left who could answer.
+        while answered.len() < texts.len()
+            && let Ok(answers) = answers.recv()
+        {
+            let labels = answers.into_iter();
+            answered.extend(labels.map(|(text, said)| (text.to_string(), said.label.to_string())));
+        }
+        drop((scorer, pool));
+        (answered, failures.try_iter().collect())
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_scored_harms_no_other() {
+        let texts = ["a", "!b", "ccc", "d?", "!", "ee"];
+        let (answered, failures) = fussy(GoOn::Yes, &texts);
+        let expected = [
+            ("a", "1"),
+            ("!b", ""),
+            ("ccc", "3"),
+            ("d?", ""),
+            ("!", ""),
+            ("ee", "2"),
+        ];
+        let expected = expected.map(|(text, label)| (text.to_owned(), label.to_owned()));
+        assert_eq!(answered, HashMap::from(expected));
+        let texts: Vec<_> = failures.iter().map(|(text, _)| text.as_str()).collect();
+        assert_eq!(texts, ["!b", "!", "d?"]);
+        assert_eq!((failures[0].1, failures[1].1), (1, 2));
+    }
+
+    #[test]
+    fn a_model_that_does_not_go_on_answers_no_more() {
+        let (answered, failures) = fussy(GoOn::No, &["a", "!b", "ccc"]);
+        assert_eq!(answered, HashMap::new());
+        assert_eq!(failures, [("!b".to_owned(), 1)]);
     }
 
     #[test]
     fn every_text_is_answered_once_and_as_it_would_be_alone() {
-        let model = TextClassifier::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
+        let model = crate::load(&ModelFiles::built_in(), Runtime::Tract).unwrap();
         let texts: Vec<Arc<str>> = (0..200)
             .map(|n| format!("tweet {n} {}", "and so on ".repeat(n % 7)).into())
             .collect();
         let alone = |text: &str| {
             model
-                .classify(&[model.tokenize(text).unwrap()])
+                .classify(&[model.prepare(text).unwrap()])
                 .unwrap()
                 .remove(0)
         };
@@ -374,8 +559,9 @@ mod tests {
             .map(|text| (Arc::clone(text), alone(text)))
             .collect();
 
-        let pool = Pool::start(2, Panicking);
-        let scorer = pool.add(model, false);
+        let (sender, failures) = mpsc::channel();
+        let pool = Pool::start(2, Noting(GoOn::No, sender));
+        let scorer = pool.add(model, Turn::Foreground);
         let (sender, receiver) = mpsc::channel();
         let answer: Answer = Arc::new(move |answers| sender.send(answers).unwrap());
         scorer.submit(texts[..50].to_vec(), &answer);
@@ -391,5 +577,6 @@ mod tests {
             (scorer.statistics().waiting, scorer.statistics().scored),
             (0, 200)
         );
+        assert_eq!(failures.try_iter().count(), 0);
     }
 }

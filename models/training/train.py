@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Trains the two sentiment models and writes each as a model directory.
+"""Trains the three sentiment models and writes each as a model directory.
 
-    tweets ─► spellings ─► sentiment: six layers ─► its opinion of all tweets ─► sentiment-fast: two narrow layers
+    tweets ─► spellings ─► sentiment: six layers ─► its opinion of all tweets ─┬─► sentiment-fast: two narrow layers
+                                                                               └─► sentiment-ngrams: sums
 
     python models/training/train.py --data ../shared/data/tweets --out models
 
@@ -20,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export import by_onnx, check, write_directory, write_reference
+import ngrams
+from export import TEXTS, by_onnx, check, write_directory, write_json, write_reference
 from fit import Example, fit
-from measure import balance, report
+from measure import balance, probabilities, report
 from network import by_torch, logits_of, narrowed, pretrained, tokenize, trim_tokenizer
 from texts import LABELS, MASKED, SPELLINGS, TWO_CLASS_SOURCES, held_out, read_tweets, read_unlabelled, without_mentions
 
@@ -98,6 +100,28 @@ def train_student(teacher, examples, args):
     return student
 
 
+def train_sums(texts, opinions, tweets, args):
+    """Returns the sums over n-grams, trained, balanced and rounded; writes them and what they say of some texts."""
+    labels = [-1 if row["corpus"] in TWO_CLASS_SOURCES else row["y"] for row in tweets.labelled]
+    labels += [-1] * len(tweets.unlabelled)
+    model = ngrams.fit_sums(features_of(texts), labels, opinions, args.seed)
+    rows = semeval(tweets.validation)
+    with torch.no_grad():
+        logits = model(features_of(texts_of(rows))).numpy()
+    rounded = ngrams.Rounded(model, *balance([row["y"] for row in rows], logits, tweets.priors))
+    out = args.out / "sentiment-ngrams"
+    rounded.write(out)
+    said = probabilities(rounded.logits([ngrams.features(text) for text in TEXTS])).tolist()
+    write_json(out / "reference.json", [
+        {"text": text, "probabilities": row} for text, row in zip(TEXTS, said)])
+    return rounded
+
+
+def features_of(texts):
+    """Returns the features of the texts as the pipeline scores them."""
+    return [ngrams.features(without_mentions(text)) for text in texts]
+
+
 def stage(title, started):
     print(f"\n== {title}, after {(time.time() - started) / 60:.1f} min", flush=True)
 
@@ -152,9 +176,12 @@ def main():
     stage("sentiment-fast: two narrow layers", started)
     student = train_student(teacher, examples, args)
 
+    stage("sentiment-ngrams: sums", started)
+    sums = train_sums(texts, opinions, tweets, args)
+
     stage("calibration, export and checks", started)
     validation = texts_of(tweets.validation)
-    answers = {}
+    answers = {"sentiment-ngrams": lambda texts: sums.logits(features_of(texts))}
     for name, model in [("sentiment", teacher), ("sentiment-fast", student)]:
         calibrate(model, tokenizer, tweets)
         write_directory(model, tokenizer, args.out / name, source)

@@ -16,9 +16,8 @@ use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::polarity;
 use models::evaluation::{Calibration, Confusion};
 use models::files::ModelFiles;
-use models::onnx::TextClassifier;
-use models::pool::{Answer, Pool, Watcher};
-use models::{ModelError, Prediction, Runtime};
+use models::pool::{Answer, Failure, GoOn, Pool, Turn, Watcher};
+use models::{Classifier, Prediction, Runtime};
 use serde_json::{Map, Value, json};
 
 use crate::generate::tweets::TweetGenerator;
@@ -81,10 +80,10 @@ fn renamed(text: &str) -> Result<(String, String), String> {
 }
 
 impl Chosen {
-    fn load(&self) -> anyhow::Result<(String, TextClassifier)> {
+    fn load(&self) -> anyhow::Result<(String, Box<dyn Classifier>)> {
         let mut files = files(self.directory.as_deref())?;
         files.labels = self.labels.iter().cloned().collect();
-        let model = TextClassifier::load(&files, self.runtime)?;
+        let model = models::load(&files, self.runtime)?;
         Ok((files.origin, model))
     }
 }
@@ -121,24 +120,21 @@ pub fn check(chosen: &Chosen) -> anyhow::Result<()> {
     line("model", &origin);
     line("fingerprint", model.fingerprint());
     line("loaded in", &format!("{:.2} s", took.as_secs_f64()));
-    let labels = model.labels().map(|label| match polarity(label) {
-        Some(meaning) if meaning.name() == label => label.to_owned(),
+    let labels = model.labels().iter().map(|label| match polarity(label) {
+        Some(meaning) if meaning.name() == &**label => label.to_string(),
         Some(meaning) => format!("{label} (counted as {})", meaning.name()),
         None => format!("{label} (not counted)"),
     });
     line("labels", &labels.collect::<Vec<_>>().join(", "));
-    line(
-        "tokens",
-        &format!("{} of a text at most", model.max_tokens()),
-    );
+    line("looks at", &model.extent());
     let batches = match model.batch_limit() {
         1 => "none: a text's score would depend on the others, so each goes alone".to_owned(),
         limit => format!("of up to {limit} texts"),
     };
     line("batches", &batches);
     for text in TRIALS {
-        let tokens = model.tokenize(text)?;
-        let prediction = model.classify(&[tokens])?.remove(0);
+        let prepared = model.prepare(text)?;
+        let prediction = model.classify(&[prepared])?.remove(0);
         let percent = f64::from(prediction.confidence) / 1e4;
         line(
             "for example",
@@ -146,7 +142,7 @@ pub fn check(chosen: &Chosen) -> anyhow::Result<()> {
         );
     }
     print!("{told}");
-    if !model.labels().any(|label| polarity(label).is_some()) {
+    if !model.labels().iter().any(|label| polarity(label).is_some()) {
         bail!(
             "{origin}: no label is counted as negative, neutral or positive; say in [model.labels] which are, \
              or here by --label OWN=CALLED"
@@ -165,9 +161,9 @@ pub fn bench(bench: &Bench) -> anyhow::Result<()> {
     let rate = |took: Duration| texts.len() as f64 / took.as_secs_f64();
     let started = Instant::now();
     for text in &texts {
-        model.tokenize(text)?;
+        model.prepare(text)?;
     }
-    let mut rows = vec![measured("tokenizing, one thread", rate(started.elapsed()))];
+    let mut rows = vec![measured("preparing, one thread", rate(started.elapsed()))];
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut model = model;
     for threads in [1, cores] {
@@ -320,14 +316,16 @@ fn row(line: &str, text: &str, given: &str) -> Result<(Arc<str>, String), String
 }
 
 /// Tells what goes wrong in the pool.
-struct Alarm(std::sync::mpsc::Sender<Result<models::pool::Answers, ModelError>>);
+struct Alarm(std::sync::mpsc::Sender<anyhow::Result<models::pool::Answers>>);
 
 impl Watcher for Alarm {
     fn classified(&self, _: usize, _: Duration) {}
 
-    fn failed(&self, _: &str, error: ModelError) {
+    fn failed(&self, failure: &Failure<'_>) -> GoOn {
+        let why = anyhow!("it cannot score \"{}\": {}", failure.text, failure.error);
         // Whoever waited may have given up already.
-        let _ = self.0.send(Err(error));
+        let _ = self.0.send(Err(why));
+        GoOn::No
     }
 }
 
@@ -336,13 +334,13 @@ impl Watcher for Alarm {
 /// # Errors
 /// If the model fails.
 pub fn score(
-    model: TextClassifier,
+    model: Box<dyn Classifier>,
     threads: usize,
     texts: &[Arc<str>],
 ) -> anyhow::Result<HashMap<Arc<str>, Prediction>> {
     let (sender, answers) = channel();
     let pool = Pool::start(threads, Alarm(sender.clone()));
-    let scorer = pool.add(model, false);
+    let scorer = pool.add(model, Turn::Foreground);
     let answer: Answer = Arc::new(move |answers| {
         let _ = sender.send(Ok(answers));
     });

@@ -160,6 +160,9 @@ pub fn status(server: &Server) -> anyhow::Result<()> {
         text_of(&told, "name")?,
         text_of(&told, "fingerprint")?
     );
+    if let Some(fast) = told["fast"].as_str() {
+        println!("in a burst {fast}");
+    }
     let candidate = &told["candidate"];
     if !candidate.is_null() {
         let then = match candidate["promote"] == true {

@@ -10,8 +10,8 @@ use dataflows::change::{Epoch, Text};
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions;
 use dataflows::ports::{
-    Checkpoint, Committer, Environment, FileRows, Model, Models, Observer, RejectObserver, Removal,
-    Reply, Score, Sink, Standing, StoredFile, Written,
+    Checkpoint, Committer, Environment, FileRows, Model, Models, Observer, PredictionObserver,
+    RejectObserver, Removal, Reply, Score, Sink, Standing, StoredFile, Written,
 };
 use roaring::RoaringBitmap;
 
@@ -113,7 +113,7 @@ struct Rehearsal {
 
 impl Environment for Rehearsal {
     fn models(&mut self, name: &str) -> Option<Box<dyn Models>> {
-        Some(Box::new(WithoutCandidates(self.inner.models(name)?)))
+        Some(Box::new(OnlyCurrent(self.inner.models(name)?)))
     }
 
     fn recalls_scores(&self) -> bool {
@@ -142,6 +142,10 @@ impl Environment for Rehearsal {
         Box::new(|_, _| {})
     }
 
+    fn predicted(&mut self) -> PredictionObserver {
+        Box::new(|_, _, _| {})
+    }
+
     fn committer(&mut self) -> Option<Box<dyn Committer>> {
         Some(Box::new(Discard))
     }
@@ -163,10 +167,11 @@ impl Environment for Rehearsal {
     }
 }
 
-/// Models of which the candidate says nothing more: how far it has come is nothing that follows from bronze.
-struct WithoutCandidates(Box<dyn Models>);
+/// Models of which only the current one says anything more: how far the candidate has come and which texts came in a
+/// burst is nothing that follows from bronze.
+struct OnlyCurrent(Box<dyn Models>);
 
-impl Models for WithoutCandidates {
+impl Models for OnlyCurrent {
     fn current(&mut self) -> Box<dyn Model> {
         self.0.current()
     }
@@ -177,6 +182,18 @@ impl Models for WithoutCandidates {
 
     fn find(&mut self, fingerprint: &str) -> Option<Box<dyn Model>> {
         self.0.find(fingerprint)
+    }
+
+    fn fast(&mut self) -> Option<Box<dyn Model>> {
+        Some(Box::new(Silent(self.0.fast()?.fingerprint())))
+    }
+
+    fn is_burst(&mut self, _: usize) -> bool {
+        false
+    }
+
+    fn replaces(&mut self) -> bool {
+        false
     }
 
     fn note(&mut self, _: Standing) {}

@@ -4,8 +4,9 @@
 //!
 //! A case is a random log of messages (inserts, updates, deletes, duplicates, broken ones) over a
 //! few partitions, read by runs of 1 to 4 workers. Each run ends cleanly or is cut off; the next one
-//! continues at the positions of the last checkpoint. Models answer out of order, from threads; now and then
-//! one scores beside the current one, is promoted, or let go.
+//! continues at the positions of the last checkpoint. Models answer late and out of order, from threads; now and then
+//! one scores beside the current one, is promoted, or let go. In some runs a fast model answers now and then before
+//! the current one does: until that has answered, the batch computation takes its score for those texts.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +16,7 @@
 mod follow;
 mod recompute;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,15 +35,15 @@ use dataflows::operators::checkpoint::Position;
 use dataflows::pipelines::mentions::mention::MentionRule;
 use dataflows::pipelines::mentions::{self, Bronze, Settings};
 use dataflows::ports::{
-    Built, Committer, Environment, Model, ModelOrder, Models, Observer, RejectObserver, Reply,
-    Score, Sink, Standing,
+    Built, Committer, Environment, FAST, Model, ModelOrder, Models, Observer, PredictionObserver,
+    RejectObserver, Reply, Score, Sink, Standing,
 };
 use dataflows::record::{Record, Timestamp};
 use proptest::prelude::*;
 use timely::worker::Worker;
 
 use follow::Follower;
-use recompute::{MODELS, Relations, predict, recompute};
+use recompute::{By, FAST_MODEL, MODELS, Relations, predict, recompute};
 
 /// Partitions of the source; a key always lies in the same one.
 const PARTITIONS: usize = 3;
@@ -184,6 +185,10 @@ struct Chosen {
 struct SlowModels {
     chosen: Chosen,
     asked: Asked,
+    /// Whether there are bursts, and a model that answers in them.
+    bursts: bool,
+    /// How often it was asked whether there is one.
+    epochs: usize,
 }
 
 impl SlowModels {
@@ -191,6 +196,7 @@ impl SlowModels {
         Box::new(SlowModel {
             fingerprint: fingerprint.into(),
             asked: Arc::clone(&self.asked),
+            slow: self.bursts && fingerprint != FAST_MODEL,
         })
     }
 }
@@ -208,12 +214,26 @@ impl Models for SlowModels {
         Some(self.model(fingerprint))
     }
 
+    fn fast(&mut self) -> Option<Box<dyn Model>> {
+        self.bursts.then(|| self.model(FAST_MODEL))
+    }
+
+    fn is_burst(&mut self, _: usize) -> bool {
+        self.epochs += 1;
+        self.epochs % 4 != 0
+    }
+
+    fn replaces(&mut self) -> bool {
+        true
+    }
+
     fn note(&mut self, _: Standing) {}
 }
 
 struct SlowModel {
     fingerprint: Text,
     asked: Asked,
+    slow: bool,
 }
 
 impl Model for SlowModel {
@@ -225,8 +245,13 @@ impl Model for SlowModel {
         let model = self.fingerprint.clone();
         let asked = texts.iter().map(|text| (model.clone(), text.clone()));
         self.asked.lock().unwrap().extend(asked);
+        let slow = self.slow;
         std::thread::spawn(move || {
             for text in texts.into_iter().rev() {
+                if slow {
+                    let pause = u64::try_from(text.len() % 4).unwrap();
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
                 let score = predict(&model, &text);
                 reply.send(vec![(text, score)]);
                 std::thread::yield_now();
@@ -258,6 +283,10 @@ impl Environment for TestEnvironment {
 
     fn rejected(&mut self) -> RejectObserver {
         self.inner.rejected()
+    }
+
+    fn predicted(&mut self) -> PredictionObserver {
+        self.inner.predicted()
     }
 
     fn committer(&mut self) -> Option<Box<dyn Committer>> {
@@ -305,6 +334,7 @@ struct Run {
     workers: usize,
     /// Milliseconds to the next epoch, messages of each partition, and what happens to the models.
     epochs: Vec<(u64, [usize; PARTITIONS], Turn)>,
+    bursts: bool,
     end: End,
 }
 
@@ -317,9 +347,11 @@ fn run() -> impl Strategy<Value = Run> {
     ];
     let epoch = (1..900_u64, prop::array::uniform3(0..6_usize), turn);
     let end = prop::sample::select(vec![End::Clean, End::CutOff]);
-    (1..=4_usize, prop::collection::vec(epoch, 1..12), end).prop_map(|(workers, epochs, end)| Run {
+    let epochs = prop::collection::vec(epoch, 1..12);
+    (1..=4_usize, epochs, any::<bool>(), end).prop_map(|(workers, epochs, bursts, end)| Run {
         workers,
         epochs,
+        bursts,
         end,
     })
 }
@@ -586,18 +618,15 @@ fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
         let held = read_tables(folder.path());
         let current = currents.last().unwrap().1;
         let what = format!("tables at {restored}");
-        compare(
-            held.clone(),
-            recompute(&log, &consumed, current),
-            current,
-            &what,
-        );
+        compare(held.clone(), &log, &consumed, current, &what);
 
         let steps = Arc::new(steps(run, &log, restored, &consumed, &chosen));
         currents.extend(steps.iter().map(|step| (step.epoch, step.chosen.current)));
         let models = SlowModels {
             chosen: chosen.clone(),
             asked: Asked::default(),
+            bursts: run.bursts,
+            epochs: 0,
         };
         let (seen, all_seen) = channel();
         let seen = Mutex::new(seen);
@@ -634,7 +663,7 @@ fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
             );
             let current = step.chosen.current;
             let what = format!("relations at {}", step.epoch);
-            compare(seen, recompute(&log, &step.to, current), current, &what);
+            compare(seen, &log, &step.to, current, &what);
         }
         check_asked(
             &log,
@@ -647,24 +676,28 @@ fn check(entries: &[Entry], runs: &[Run], deletes: Deletes) {
         runtime.shutdown_timeout(Duration::from_secs(10));
         if let (End::Clean, Some(last)) = (run.end, steps.last()) {
             let current = last.chosen.current;
-            let expected = recompute(&log, &last.to, current);
-            compare(
-                read_tables(folder.path()),
-                expected,
-                current,
-                "tables at the end",
-            );
+            let held = read_tables(folder.path());
+            assert!(held.gold.iter().all(|row| row.tier != FAST));
+            compare(held, &log, &last.to, current, "tables at the end");
         }
         chosen = steps.last().map_or(chosen, |step| step.chosen.clone());
     }
 }
 
-/// What the candidate has said so far is no function of the epoch; but it is said of live texts, once and as the
-/// candidate says it.
-fn compare(mut seen: Relations, expected: Relations, current: &str, what: &str) {
+/// Compares what is seen with the batch computation.
+///
+/// Which texts have the fast model's score is no function of the epoch; but all relations must agree on it. Nor is what
+/// the candidate has said so far; but it is said of live texts, once and as the candidate says it.
+fn compare(mut seen: Relations, log: &Log, consumed: &[usize], current: &'static str, what: &str) {
     let (scores, others) = std::mem::take(&mut seen.scores)
         .into_iter()
-        .partition::<Vec<_>, _>(|row| *row.model == *current);
+        .partition::<Vec<_>, _>(|row| *row.model == *current || row.tier == FAST);
+    let provisional = scores.iter().filter(|row| row.tier == FAST);
+    let by = By {
+        current,
+        provisional: provisional.map(|row| row.text.clone()).collect(),
+    };
+    let expected = recompute(log, consumed, &by);
     seen.scores = scores;
     for pair in others.windows(2) {
         assert!(pair[0] != pair[1], "{what}: {pair:?} twice");
@@ -698,9 +731,26 @@ fn check_asked(
     let restored = std::iter::once((consumed, chosen));
     let states = restored.chain(steps.iter().map(|step| (&*step.to, &step.chosen)));
     let states: Vec<_> = states
-        .map(|(consumed, chosen)| (recompute(log, consumed, chosen.current).scores, chosen))
+        .map(|(consumed, chosen)| {
+            let by = By {
+                current: chosen.current,
+                provisional: BTreeSet::new(),
+            };
+            (recompute(log, consumed, &by).scores, chosen)
+        })
         .collect();
-    for (model, text) in asked {
+    let of_fast = |asked: &&(Text, Text)| *asked.0 == *FAST_MODEL;
+    for (_, text) in asked.iter().filter(of_fast) {
+        let (fast, others) = asked
+            .iter()
+            .filter(|(_, of)| of == text)
+            .partition::<Vec<_>, _>(of_fast);
+        assert!(
+            fast.len() <= others.len(),
+            "\"{text}\" was asked for too often in a burst"
+        );
+    }
+    for (model, text) in asked.iter().filter(|asked| !of_fast(asked)) {
         let known = held
             .scores
             .iter()

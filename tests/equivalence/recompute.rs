@@ -1,6 +1,6 @@
 //! The batch computation: what every relation should be, worked out from the log alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dataflows::change::Text;
 use dataflows::pipelines::mentions::date::parse_date;
@@ -27,8 +27,8 @@ pub(crate) struct Relations {
     pub(crate) rejects: Vec<Reject>,
 }
 
-/// What follows from so many messages of each partition, scored by this model, the slow and sure way.
-pub(crate) fn recompute(log: &Log, consumed: &[usize], model: &str) -> Relations {
+/// What follows from so many messages of each partition, scored like this, the slow and sure way.
+pub(crate) fn recompute(log: &Log, consumed: &[usize], by: &By) -> Relations {
     let mut rows: BTreeMap<String, Result<Bronze, Reject>> = BTreeMap::new();
     for (partition, count) in consumed.iter().enumerate() {
         for (offset, entry) in log.0[partition][..*count].iter().enumerate() {
@@ -42,7 +42,7 @@ pub(crate) fn recompute(log: &Log, consumed: &[usize], model: &str) -> Relations
             }
         }
     }
-    derive(rows.into_values(), model)
+    derive(rows.into_values(), by)
 }
 
 pub(crate) fn says_the_same(old: &Result<Bronze, Reject>, new: &Result<Bronze, Reject>) -> bool {
@@ -121,7 +121,7 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
     key.map(|key| (key, Some(Ok(row))))
 }
 
-pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>, model: &str) -> Relations {
+pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>, by: &By) -> Relations {
     let mut relations = Relations::default();
     for row in rows {
         match row {
@@ -133,9 +133,9 @@ pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>, model: 
         }
     }
     for row in &relations.silver {
-        relations.gold.push(gold_of(row, model));
+        relations.gold.push(gold_of(row, by));
     }
-    aggregate(&mut relations, model);
+    aggregate(&mut relations, by);
     relations.sort();
     relations
 }
@@ -187,19 +187,38 @@ pub(crate) fn predict(model: &str, text: &str) -> Score {
         label: label.into(),
         confidence: Confidence(sum % 1_000_000),
         model: model.into(),
+        tier: i64::from(model != FAST_MODEL),
     }
 }
+
+/// Which model has scored each text.
+pub(crate) struct By {
+    /// The model whose scores count.
+    pub(crate) current: &'static str,
+    /// The texts that have the fast model's score.
+    pub(crate) provisional: BTreeSet<Text>,
+}
+
+impl By {
+    fn score(&self, text: &str) -> Score {
+        let fast = self.provisional.contains(text);
+        predict(if fast { FAST_MODEL } else { self.current }, text)
+    }
+}
+
+/// The model that answers in bursts.
+pub(crate) const FAST_MODEL: &str = "model-f";
 
 /// The fingerprints of the models.
 pub(crate) const MODELS: [&str; 3] = ["model-a", "model-b", "model-d"];
 
-pub(crate) fn gold_of(row: &Silver, model: &str) -> Gold {
+pub(crate) fn gold_of(row: &Silver, by: &By) -> Gold {
     let id = |label: Option<&str>| match label {
         Some("negative") => 0,
         Some("positive" | "4") => 1,
         _ => -1,
     };
-    let score = predict(model, &row.cleaned_text);
+    let score = by.score(&row.cleaned_text);
     Gold {
         key: row.key.clone(),
         timestamp: row.timestamp,
@@ -210,20 +229,18 @@ pub(crate) fn gold_of(row: &Silver, model: &str) -> Gold {
         predicted_sentiment: score.label.clone(),
         sentiment_id: id(row.sentiment.as_deref()),
         predicted_sentiment_id: id(Some(&score.label)),
-        model: model.into(),
+        model: score.model,
+        tier: score.tier,
     }
 }
 
-pub(crate) fn aggregate(relations: &mut Relations, model: &str) {
+pub(crate) fn aggregate(relations: &mut Relations, by: &By) {
     let mut mentions: BTreeMap<Text, Vec<&Gold>> = BTreeMap::new();
-    let mut cells: BTreeMap<(Text, Text), i64> = BTreeMap::new();
+    let mut cells: BTreeMap<(Text, Text, Text), i64> = BTreeMap::new();
     let mut texts: BTreeMap<Text, Score> = BTreeMap::new();
     for gold in &relations.gold {
         mentions.entry(gold.mention.clone()).or_default().push(gold);
-        texts.insert(
-            gold.cleaned_text.clone(),
-            predict(model, &gold.cleaned_text),
-        );
+        texts.insert(gold.cleaned_text.clone(), by.score(&gold.cleaned_text));
         if let Some(given) = &gold.sentiment {
             let given = if &**given == "4" {
                 "positive".into()
@@ -231,7 +248,7 @@ pub(crate) fn aggregate(relations: &mut Relations, model: &str) {
                 given.clone()
             };
             *cells
-                .entry((given, gold.predicted_sentiment.clone()))
+                .entry((gold.model.clone(), given, gold.predicted_sentiment.clone()))
                 .or_default() += 1;
         }
     }
@@ -263,9 +280,9 @@ pub(crate) fn aggregate(relations: &mut Relations, model: &str) {
             predicted_positive: predicted("positive"),
         });
     }
-    for ((given_label, predicted_label), rows) in cells {
+    for ((model, given_label, predicted_label), rows) in cells {
         relations.accuracy.push(Accuracy {
-            model: model.into(),
+            model,
             given_label,
             predicted_label,
             rows,
@@ -274,9 +291,10 @@ pub(crate) fn aggregate(relations: &mut Relations, model: &str) {
     for (text, score) in texts {
         relations.scores.push(TextScore {
             text,
-            model: model.into(),
+            model: score.model,
             label: score.label,
             confidence: score.confidence,
+            tier: score.tier,
         });
     }
     let mut users: BTreeMap<Text, [i64; 2]> = BTreeMap::new();

@@ -25,3 +25,13 @@ pub(crate) fn contrary(folder: &Path, name: &str) -> PathBuf {
         config["id2label"] = json!({"0": "positive", "1": "neutral", "2": "negative"});
     })
 }
+
+/// The built-in model, which cannot take a text with a character that it does not know, such as ☃.
+pub(crate) fn fussy(folder: &Path, name: &str) -> PathBuf {
+    let directory = model(folder, name, |_| {});
+    let path = directory.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["unk_token"] = "[NOT THERE]".into();
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    directory
+}

@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::{Array, BooleanArray, RecordBatch, make_array, new_null_array};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use bytes::Bytes;
 use delta_kernel::actions::deletion_vector::DeletionVectorDescriptor as KernelDescriptor;
 use delta_kernel::actions::deletion_vector_writer::{
@@ -134,7 +135,12 @@ impl DataFiles {
     }
 
     fn decode(&self, file: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
-        decode(&self.what("decode", file), bytes)
+        let what = self.what("decode", file);
+        let batches = decode(&what, bytes)?.into_iter();
+        let completed = batches.map(|batch| complete(batch, &self.schema));
+        completed
+            .collect::<Result<_, _>>()
+            .map_err(TableError::storage(what))
     }
 
     /// The numbers of the rows that have been removed from a file. Blocks.
@@ -336,6 +342,25 @@ pub(super) fn decode(what: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, Table
     reader
         .collect::<Result<_, _>>()
         .map_err(TableError::storage(what))
+}
+
+/// Adds the columns that came after the rows were written: nothing in them, which is 0 or an empty text where there
+/// must be something.
+fn complete(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let found = batch.num_columns();
+    if found >= schema.fields().len() {
+        return Ok(batch);
+    }
+    let mut columns = batch.columns().to_vec();
+    for field in &schema.fields()[found..] {
+        let mut column = new_null_array(field.data_type(), batch.num_rows());
+        if !field.is_nullable() {
+            let filled = column.to_data().into_builder().nulls(None).build()?;
+            column = make_array(filled);
+        }
+        columns.push(column);
+    }
+    RecordBatch::try_new(Arc::clone(schema), columns)
 }
 
 /// The entry of the log that takes a file out of the table.

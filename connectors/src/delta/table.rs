@@ -32,7 +32,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens the relation's table, making it first if there is none.
+    /// Opens the relation's table, making it first if there is none, and adding columns at its end that it has not
+    /// yet.
     ///
     /// # Errors
     /// If the storage fails, or the table has other columns.
@@ -43,7 +44,8 @@ impl Table {
         deletes: Deletes,
     ) -> Result<Self, TableError> {
         let existing = Self::open_existing(folder, relation, Arc::clone(&schema), deletes).await?;
-        if let Some(table) = existing {
+        if let Some(mut table) = existing {
+            table.add_columns().await?;
             return Ok(table);
         }
         let log_store = log_store(folder, relation)?;
@@ -55,7 +57,8 @@ impl Table {
         })
     }
 
-    /// Opens the relation's table, if there is one.
+    /// Opens the relation's table, if there is one. Its last columns may be absent: rows are read as if they had
+    /// nothing in them.
     ///
     /// # Errors
     /// If the storage fails, or the table has other columns.
@@ -83,27 +86,45 @@ impl Table {
     }
 
     fn check_columns(&self) -> Result<(), TableError> {
-        let snapshot = self
-            .table
-            .snapshot()
-            .map_err(TableError::storage(self.what("read")))?;
-        let found = snapshot.snapshot().arrow_schema();
-        let names = |schema: &SchemaRef| -> Vec<String> {
-            schema
-                .fields()
-                .iter()
-                .map(|f| format!("{} {}", f.name(), f.data_type()))
-                .collect()
-        };
-        if names(&found) == names(&self.schema) {
+        let (found, expected) = (self.columns()?, names(&self.schema));
+        if expected.starts_with(&found) {
             return Ok(());
         }
         Err(TableError::Unusable(format!(
             "table \"{}\" has columns ({}) instead of ({}); use another folder for the tables",
             self.relation,
-            names(&found).join(", "),
-            names(&self.schema).join(", ")
+            found.join(", "),
+            expected.join(", ")
         )))
+    }
+
+    /// The columns that the table has.
+    fn columns(&self) -> Result<Vec<String>, TableError> {
+        let snapshot = self
+            .table
+            .snapshot()
+            .map_err(TableError::storage(self.what("read")))?;
+        Ok(names(&snapshot.snapshot().arrow_schema()))
+    }
+
+    async fn add_columns(&mut self) -> Result<(), TableError> {
+        let found = self.columns()?.len();
+        if found == self.schema.fields().len() {
+            return Ok(());
+        }
+        let what = self.what("add columns to");
+        let columns: StructType = (&nullable(&self.schema))
+            .try_into_kernel()
+            .map_err(TableError::storage(&*what))?;
+        let snapshot = self.table.snapshot().map_err(TableError::storage(&*what))?;
+        let metadata = snapshot.metadata().clone().with_schema(&columns);
+        let metadata = metadata.map_err(TableError::storage(&*what))?;
+        let operation = DeltaOperation::AddColumn {
+            fields: columns.fields().skip(found).cloned().collect(),
+        };
+        let properties = CommitProperties::default();
+        self.commit_as(operation, properties, vec![Action::Metadata(metadata)])
+            .await
     }
 
     pub(super) fn what(&self, verb: &str) -> String {
@@ -517,6 +538,13 @@ fn log_store(folder: &TablesFolder, relation: &str) -> Result<LogStoreRef, Table
         &url,
         &StorageConfig::default(),
     ))
+}
+
+fn names(schema: &SchemaRef) -> Vec<String> {
+    let fields = schema.fields().iter();
+    fields
+        .map(|field| format!("{} {}", field.name(), field.data_type()))
+        .collect()
 }
 
 /// What readers and writers of a table with deletion vectors must know, and nothing besides: a

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  rows ─────▶ current model: text ─▶ score ───────────▶ rows with scores, and scores
-//!                 ▲   │ promoted
+//!                 ▲   ▲ promoted                                 ▲
 //!  orders ───▶ candidate: the same texts, in the background ─▶ scores
+//!                 │                                              │
+//!  a burst ──▶ fast model: a score until the current model has its own
 //! ```
 
 use std::rc::Rc;
@@ -20,7 +22,7 @@ use timely::dataflow::operators::{Capability, OkErr};
 
 use super::stash::Stash;
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::ports::{Answers, Model, ModelOrder, Models, Score, Standing};
+use crate::ports::{Answers, FAST, FULL, Model, ModelOrder, Models, Score, Standing};
 use crate::record::place;
 
 /// A text with its score.
@@ -50,9 +52,13 @@ pub enum Notice<D> {
 /// of that epoch must be told as they were before it. A text that the candidate has not scored by then
 /// holds that epoch.
 ///
+/// In a burst a fast model is asked for the same texts and does not keep epochs waiting for long. Of a text with such
+/// a score the rows are remembered, and they take the current model's score in the first epoch that is not complete
+/// when it is there. When nothing more is to come, the last epoch waits for that.
+///
 /// Restored scores may come from any worker, at epoch 0; those that no row of epoch 0 holds are forgotten.
 ///
-/// State: each live text once, with its score, and with the candidate's.
+/// State: each live text once, with its score, and with the candidate's; rows of texts with a fast model's score.
 pub fn score<'s, D: ExchangeData>(
     rows: Collection<'s, D>,
     text_of: impl Fn(&D) -> &Text + Clone + 'static,
@@ -73,11 +79,13 @@ pub fn score<'s, D: ExchangeData>(
                 let answers: Answers<Vec<ScoredText>> = Answers::new(&scope, &info);
                 let candidate = models.candidate();
                 let candidate = candidate.map(|model| Candidate::new(model, answers.apart()));
+                let fast = models.fast().map(|model| (model, answers.apart()));
                 let mut scoring = Scoring {
                     current: Generation::new(models.current(), answers.apart()),
                     retiring: Vec::new(),
-                    now: candidate.is_some().then_some(capability),
+                    now: Some(Rc::new(capability)),
                     candidate,
+                    fast,
                     models,
                     answers,
                     text_of,
@@ -112,7 +120,7 @@ pub fn score<'s, D: ExchangeData>(
                         let (told, changes) = (told.take(&epoch), changes.take(&epoch));
                         scoring.complete(told, changes, output);
                     }
-                    // 4. What the candidate says from now on belongs to the next epoch.
+                    // 4. What is said from now on and not waited for belongs to the next epoch.
                     let next = frontiers.map(|frontier| frontier.frontier().first().copied());
                     scoring.advance(next.into_iter().flatten().min());
                 }
@@ -144,23 +152,37 @@ struct Scoring<D, F> {
     /// Models that were replaced while texts waited for them.
     retiring: Vec<Generation<D>>,
     candidate: Option<Candidate>,
-    /// The right to tell what a candidate says: it holds no epoch that has been completed.
-    now: Option<Capability<Epoch>>,
+    /// The model that answers in a burst.
+    fast: Option<(Box<dyn Model>, Answers<Vec<ScoredText>>)>,
+    /// The right to tell what is not waited for: it holds the first epoch that is not complete.
+    now: Option<Rc<Capability<Epoch>>>,
     answers: Answers<Vec<ScoredText>>,
     text_of: F,
 }
 
 impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
     fn take_answers(&mut self, output: &mut Output<'_, D>) {
-        for generation in std::iter::once(&mut self.current).chain(&mut self.retiring) {
-            generation.take_answers(output);
+        let mut generations: Vec<_> = std::iter::once(&mut self.current)
+            .chain(&mut self.retiring)
+            .collect();
+        for generation in &mut generations {
+            generation.take_answers(self.now.as_ref(), output);
+        }
+        if let Some((_, answers)) = &self.fast {
+            while let Some(scores) = answers.try_next() {
+                for scored in scores {
+                    for generation in &mut generations {
+                        give_all(generation.memo.answer_for_now(&scored), output);
+                    }
+                }
+            }
         }
         self.retiring
             .retain(|generation| !generation.memo.texts.is_empty());
         let (Some(candidate), Some(now)) = (&mut self.candidate, &self.now) else {
             return;
         };
-        let mut session = output.session(now);
+        let mut session = output.session(&**now);
         while let Some(scores) = candidate.answers.try_next() {
             for scored in scores {
                 if candidate.answer(&scored, &self.current.memo) {
@@ -189,21 +211,38 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
         }
         let mut changes = changed.map_or_else(Vec::new, |(_, changes)| changes);
         consolidate(&mut changes);
-        let applied = self
-            .current
-            .apply(&capability, changes, &self.text_of, &mut give);
+        let memo = &mut self.current.memo;
+        let applied = memo.apply(&capability, changes, &self.text_of, &mut give);
+        let crossed = self.ask(applied);
         if let Some(candidate) = &mut self.candidate {
             match std::mem::take(&mut candidate.begins) {
                 true => candidate.ask(self.current.memo.live().cloned().collect()),
-                false => candidate.follow(applied, &mut give),
+                false => candidate.follow(crossed, &mut give),
             }
         }
         if *capability.time() == 0 {
             self.current.memo.forget_unheld();
+            if self.models.replaces() {
+                let replaced = self.current.memo.provisional().cloned().collect();
+                self.current.ask(replaced);
+            }
             if let Some(candidate) = &mut self.candidate {
                 candidate.forget_unheld(&self.current.memo);
             }
         }
+    }
+
+    /// Asks for the texts of which nothing is known; returns those that appeared or vanished.
+    fn ask(&mut self, applied: Applied) -> Vec<(Text, Diff)> {
+        let Applied { unknown, crossed } = applied;
+        if let Some((model, answers)) = &mut self.fast
+            && !unknown.is_empty()
+            && self.models.is_burst(unknown.len())
+        {
+            model.submit(unknown.clone(), answers.reply());
+        }
+        self.current.ask(unknown);
+        crossed
     }
 
     /// Obeys orders at an epoch.
@@ -220,7 +259,7 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
                 Notice::Restored(scored) => self.restore(scored),
                 Notice::Before(row) => before.push(row),
                 Notice::Order(_, ModelOrder::Shadow(fingerprint)) => {
-                    self.begin(&fingerprint, capability, give);
+                    self.begin(&fingerprint, give);
                 }
                 Notice::Order(_, ModelOrder::Promote(fingerprint)) => {
                     promoted |= self.promote(&fingerprint, give);
@@ -230,29 +269,36 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
         }
         if let (true, Some(replaced)) = (promoted, self.retiring.last_mut()) {
             let rows = |diff| before.iter().map(move |row| (row.clone(), diff)).collect();
-            replaced.apply(capability, rows(-1), &self.text_of, give);
-            self.current.apply(capability, rows(1), &self.text_of, give);
+            replaced
+                .memo
+                .apply(capability, rows(-1), &self.text_of, give);
+            // No row holds them any more, and no epoch waits for them.
+            replaced.memo.texts.retain(|_, entry| entry.is_waited_for());
+            let memo = &mut self.current.memo;
+            let applied = memo.apply(capability, rows(1), &self.text_of, give);
             self.current.memo.forget_unheld();
+            self.ask(applied);
         }
     }
 
-    fn restore(&mut self, (text, score): ScoredText) {
+    fn restore(&mut self, (text, mut score): ScoredText) {
+        score.tier = FULL;
+        let fast = self.fast.as_ref();
         if score.model == self.current.fingerprint {
-            self.current.memo.restore((text, score));
+            self.current.memo.restore(text, State::Known(score));
         } else if let Some(candidate) = &mut self.candidate
             && score.model == candidate.fingerprint
         {
             candidate.texts.insert(text, Some(score));
+        } else if fast.is_some_and(|(model, _)| model.fingerprint() == score.model) {
+            score.tier = FAST;
+            let provisional = State::Provisional(score, Vec::new());
+            self.current.memo.restore(text, provisional);
         }
     }
 
     /// Has another model score what is live; one that does so already goes on.
-    fn begin(
-        &mut self,
-        fingerprint: &str,
-        capability: &Rc<Capability<Epoch>>,
-        give: &mut impl FnMut(Out<D>, Diff),
-    ) {
+    fn begin(&mut self, fingerprint: &str, give: &mut impl FnMut(Out<D>, Diff)) {
         let candidate = self.candidate.as_ref();
         let known = [
             Some(&self.current.fingerprint),
@@ -272,7 +318,6 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
         let mut candidate = Candidate::new(model, self.answers.apart());
         candidate.begins = true;
         self.candidate = Some(candidate);
-        self.now = Some((**capability).clone());
     }
 
     /// Makes the candidate's scores count; returns whether there is such a candidate.
@@ -290,7 +335,6 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
         let current = candidate.into_generation();
         self.retiring
             .push(std::mem::replace(&mut self.current, current));
-        self.now = None;
         true
     }
 
@@ -300,14 +344,17 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
                 .known()
                 .for_each(|scored| give(Out::Score(scored), -1));
         }
-        self.now = None;
     }
 
     fn advance(&mut self, next: Option<Epoch>) {
         match (&mut self.now, next) {
-            (Some(now), Some(next)) => now.downgrade(&next),
-            (now, None) => *now = None,
-            (None, Some(_)) => {}
+            (Some(now), Some(next)) if *now.time() != next => *now = Rc::new(now.delayed(&next)),
+            (now, None) => {
+                let waits =
+                    self.models.replaces() && self.current.memo.provisional().next().is_some();
+                now.take_if(|_| !waits);
+            }
+            _ => {}
         }
         let candidate = self.candidate.as_ref();
         self.models.note(Standing {
@@ -337,33 +384,30 @@ impl<D: Clone + Ord> Generation<D> {
         }
     }
 
-    /// Applies changes of rows, and asks the model for what it has not been asked for.
-    fn apply(
-        &mut self,
-        capability: &Rc<Capability<Epoch>>,
-        changes: Vec<(D, Diff)>,
-        text_of: impl Fn(&D) -> &Text,
-        give: &mut impl FnMut(Out<D>, Diff),
-    ) -> Applied {
-        let applied = self.memo.apply(capability, changes, text_of, give);
-        if !applied.unknown.is_empty() {
-            let unknown = applied.unknown.clone();
-            self.model.submit(unknown, self.answers.reply());
+    fn ask(&mut self, texts: Vec<Text>) {
+        if !texts.is_empty() {
+            self.model.submit(texts, self.answers.reply());
         }
-        applied
     }
 }
 
 impl<D: ExchangeData> Generation<D> {
-    fn take_answers(&mut self, output: &mut Output<'_, D>) {
+    fn take_answers(&mut self, now: Option<&Rc<Capability<Epoch>>>, output: &mut Output<'_, D>) {
         while let Some(scores) = self.answers.try_next() {
             for (text, score) in scores {
-                for (capability, out, diff) in self.memo.answer(text, score) {
-                    let epoch = *capability.time();
-                    output.session(&*capability).give((out, epoch, diff));
-                }
+                give_all(self.memo.answer(text, score, now), output);
             }
         }
+    }
+}
+
+/// Something to tell, with the right to tell it.
+type Told<D> = (Rc<Capability<Epoch>>, Out<D>, Diff);
+
+fn give_all<D: ExchangeData>(told: Vec<Told<D>>, output: &mut Output<'_, D>) {
+    for (capability, out, diff) in told {
+        let epoch = *capability.time();
+        output.session(&*capability).give((out, epoch, diff));
     }
 }
 
@@ -417,9 +461,9 @@ impl Candidate {
     }
 
     /// Follows the texts that appeared or vanished with an epoch.
-    fn follow<D>(&mut self, applied: Applied, give: &mut impl FnMut(Out<D>, Diff)) {
+    fn follow<D>(&mut self, crossed: Vec<(Text, Diff)>, give: &mut impl FnMut(Out<D>, Diff)) {
         let mut unknown = Vec::new();
-        for (text, diff) in applied.crossed {
+        for (text, diff) in crossed {
             match self.texts.get(&text) {
                 Some(Some(score)) => {
                     give(Out::Score((text.clone(), score.clone())), diff);
@@ -475,13 +519,22 @@ struct Waiting<D> {
 
 enum State<D> {
     Known(Score),
+    /// Nothing is known, and changes wait.
     Asked(Vec<Waiting<D>>),
+    /// The fast model's score, until the model has said its own; with the rows that hold the text.
+    Provisional(Score, Vec<(D, Diff)>),
 }
 
 struct Entry<D> {
     /// How many rows hold the text.
     live: Diff,
     state: State<D>,
+}
+
+impl<D> Entry<D> {
+    fn is_waited_for(&self) -> bool {
+        matches!(self.state, State::Asked(_))
+    }
 }
 
 struct Memo<D> {
@@ -505,15 +558,9 @@ struct Applied {
     crossed: Vec<(Text, Diff)>,
 }
 
-impl<D: Clone> Memo<D> {
-    fn restore(&mut self, (text, score): ScoredText) {
-        self.texts.insert(
-            text,
-            Entry {
-                live: 0,
-                state: State::Known(score),
-            },
-        );
+impl<D: Clone + Ord> Memo<D> {
+    fn restore(&mut self, text: Text, state: State<D>) {
+        self.texts.insert(text, Entry { live: 0, state });
     }
 
     fn live(&self) -> impl Iterator<Item = &Text> {
@@ -524,7 +571,15 @@ impl<D: Clone> Memo<D> {
     /// Forgets scores that no row holds: those that were known before any row was.
     fn forget_unheld(&mut self) {
         self.texts
-            .retain(|_, entry| entry.live > 0 || matches!(entry.state, State::Asked(_)));
+            .retain(|_, entry| entry.live > 0 || entry.is_waited_for());
+    }
+
+    /// Texts that have the fast model's score.
+    fn provisional(&self) -> impl Iterator<Item = &Text> {
+        let texts = self.texts.iter();
+        texts.filter_map(|(text, entry)| {
+            matches!(entry.state, State::Provisional(..)).then_some(text)
+        })
     }
 
     /// Applies an epoch's changes; gives what is known.
@@ -556,6 +611,10 @@ impl<D: Clone> Memo<D> {
                         row: Some(row),
                         diff,
                     });
+                }
+                State::Provisional(score, rows) => {
+                    remember(rows, row.clone(), diff);
+                    give(Out::Row(row, score.clone()), diff);
                 }
             }
         }
@@ -597,32 +656,104 @@ impl<D: Clone> Memo<D> {
                     self.texts.remove(text);
                 }
             }
+            // It stays until the model has answered, so that it is not asked again.
+            State::Provisional(score, _) => {
+                give(Out::Score((text.clone(), score.clone())), diff);
+            }
         }
         diff
     }
 
-    /// Records the score of a text; returns all that waited for it.
+    /// Records the score of a text; returns all that waited for it, or what it replaces now.
     fn answer(
         &mut self,
         text: Text,
         score: Score,
-    ) -> impl Iterator<Item = (Rc<Capability<Epoch>>, Out<D>, Diff)> + use<D> {
-        let mut waiting = Vec::new();
-        if let Some(entry) = self.texts.get_mut(&text) {
-            let known = State::Known(score.clone());
-            if let State::Asked(asked) = std::mem::replace(&mut entry.state, known) {
-                waiting = asked;
+        now: Option<&Rc<Capability<Epoch>>>,
+    ) -> Vec<Told<D>> {
+        let Some(entry) = self.texts.get_mut(&text) else {
+            return Vec::new();
+        };
+        let live = entry.live;
+        let told = match (
+            std::mem::replace(&mut entry.state, State::Known(score.clone())),
+            now,
+        ) {
+            (State::Asked(waiting), _) => release(&text, &score, waiting),
+            (State::Provisional(fast, rows), Some(now)) => {
+                replace(&text, [&fast, &score], rows, live, now)
             }
-            if entry.live == 0 {
-                self.texts.remove(&text);
+            // Nothing can be told any more.
+            (before, _) => {
+                entry.state = before;
+                return Vec::new();
+            }
+        };
+        if live == 0 {
+            self.texts.remove(&text);
+        }
+        told
+    }
+
+    /// Records the fast model's score of a text; returns all that waited for it.
+    fn answer_for_now(&mut self, (text, score): &ScoredText) -> Vec<Told<D>> {
+        let Some(entry) = self.texts.get_mut(text) else {
+            return Vec::new();
+        };
+        let State::Asked(waiting) = &mut entry.state else {
+            return Vec::new();
+        };
+        let waiting = std::mem::take(waiting);
+        let mut rows = Vec::new();
+        for change in &waiting {
+            if let Some(row) = &change.row {
+                remember(&mut rows, row.clone(), change.diff);
             }
         }
-        waiting.into_iter().map(move |change| {
-            let out = match change.row {
-                Some(row) => Out::Row(row, score.clone()),
-                None => Out::Score((text.clone(), score.clone())),
-            };
-            (change.capability, out, change.diff)
-        })
+        entry.state = State::Provisional(score.clone(), rows);
+        release(text, score, waiting)
     }
+}
+
+/// What waited for a text's score.
+fn release<D>(text: &Text, score: &Score, waiting: Vec<Waiting<D>>) -> Vec<Told<D>> {
+    let told = waiting.into_iter().map(|change| {
+        let out = match change.row {
+            Some(row) => Out::Row(row, score.clone()),
+            None => Out::Score((text.clone(), score.clone())),
+        };
+        (change.capability, out, change.diff)
+    });
+    told.collect()
+}
+
+/// A score in the place of another, for the text and the rows that hold it.
+fn replace<D: Clone + Ord>(
+    text: &Text,
+    [old, new]: [&Score; 2],
+    mut rows: Vec<(D, Diff)>,
+    live: Diff,
+    now: &Rc<Capability<Epoch>>,
+) -> Vec<Told<D>> {
+    consolidate(&mut rows);
+    let mut told = Vec::with_capacity(2 * rows.len() + 2);
+    let mut tell = |out, diff| told.push((Rc::clone(now), out, diff));
+    for (row, diff) in rows {
+        tell(Out::Row(row.clone(), old.clone()), -diff);
+        tell(Out::Row(row, new.clone()), diff);
+    }
+    if live > 0 {
+        tell(Out::Score((text.clone(), old.clone())), -1);
+        tell(Out::Score((text.clone(), new.clone())), 1);
+    }
+    told
+}
+
+/// Adds a change of a row, and sums up changes whenever they have doubled.
+fn remember<D: Ord>(rows: &mut Vec<(D, Diff)>, row: D, diff: Diff) {
+    if rows.len() == rows.capacity() {
+        consolidate(rows);
+        rows.reserve(rows.len().max(1));
+    }
+    rows.push((row, diff));
 }

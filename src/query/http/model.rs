@@ -85,6 +85,7 @@ fn summary(models: &[Value]) -> Value {
         "alike": changed,
         "candidate": candidate,
         "failure": failure.clone().find(|failure| !failure.is_null()),
+        "fast": first["fast"]["name"],
     })
 }
 

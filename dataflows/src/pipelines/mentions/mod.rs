@@ -31,7 +31,7 @@ use crate::envelope::{Field, Message, Retry, RowChange, SourceRow, optional_text
 use crate::operators::score::{Notice, ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, State, TryAgain, Upsert, upsert};
-use crate::ports::{Built, Environment, ModelOrder, Ports, Score};
+use crate::ports::{Built, Environment, FULL, ModelOrder, Ports, Score, Tier};
 use crate::record;
 use crate::record::{Confidence, Record, Timestamp, read_column};
 use crate::reject::{DECODE, Reject};
@@ -89,7 +89,7 @@ record! { "gold", by mention;
         sentiment: Option<Text>,
         /// How sure the model is, out of 100.
         predicted_score: Confidence,
-        /// The model's own label; empty without a model.
+        /// The model's own label; empty without a model, or if it cannot score the text.
         predicted_sentiment: Text,
         /// The given label as a number: 0 negative, 1 positive, -1 otherwise.
         sentiment_id: i64,
@@ -97,6 +97,8 @@ record! { "gold", by mention;
         predicted_sentiment_id: i64,
         /// The fingerprint of the model.
         model: Text,
+        /// 0 while a fast model's score stands in for the model's own, 1 otherwise.
+        tier: Tier,
     }
 }
 
@@ -111,6 +113,8 @@ record! { "scores";
         label: Text,
         /// How sure the model is, out of 100.
         confidence: Confidence,
+        /// 0 if it is a fast model's that stands in for the model's own, 1 otherwise.
+        tier: Tier,
     }
 }
 
@@ -425,6 +429,7 @@ fn gold(silver: &Silver, score: &Score) -> Arc<Gold> {
         sentiment_id: sentiment_id(silver.sentiment.as_deref()),
         predicted_sentiment_id: sentiment_id(Some(&score.label)),
         model: score.model.clone(),
+        tier: score.tier,
     })
 }
 
@@ -692,6 +697,7 @@ fn predict<'s>(
             label: "".into(),
             confidence: Confidence::default(),
             model: "".into(),
+            tier: FULL,
         };
         let unscored = silver.map(move |row| gold(&row, &none));
         let no_scores = unscored.clone().flat_map(|_| None::<TextScore>);
@@ -702,7 +708,8 @@ fn predict<'s>(
     let current = models.current().fingerprint();
     let restored = ports.restored::<TextScore>()?.into_iter();
     let restored = restored
-        .filter(move |row| recalled || row.model != current)
+        // What could not be scored is tried again.
+        .filter(move |row| (recalled || row.model != current) && !row.label.is_empty())
         .map(|row| Notice::Restored(known(row)));
     let notices = notices.concat(restored.to_stream(ports.scope()));
     let (scored, scores) = score(
@@ -711,12 +718,17 @@ fn predict<'s>(
         models,
         notices,
     );
+    let mut predicted = ports.predicted();
     let gold = scored.map(|(row, score)| gold(&row, &score));
+    let gold = gold.inspect(move |(row, _, diff)| {
+        predicted(&row.model, &row.predicted_sentiment, *diff);
+    });
     let scores = scores.map(|(text, score)| TextScore {
         text,
         model: score.model,
         label: score.label,
         confidence: score.confidence,
+        tier: score.tier,
     });
     Ok((gold, scores))
 }
@@ -726,6 +738,7 @@ fn known(row: TextScore) -> ScoredText {
         label: row.label,
         confidence: row.confidence,
         model: row.model,
+        tier: row.tier,
     };
     (row.text, score)
 }
