@@ -6,12 +6,11 @@ use std::time::Duration;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use dataflows::index::{DIFF, Selection};
+use dataflows::pipelines::mentions::meaning;
 use models::evaluation::Confusion;
-use sql::ReadError;
 
 use crate::metrics;
-use crate::model::meaning;
-use crate::query::peek::{FollowError, Peeker};
+use crate::query::peek::Peeker;
 
 const RELATION: &str = "accuracy";
 
@@ -28,15 +27,7 @@ pub async fn tell(peeker: Peeker) {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Follow(#[from] FollowError),
-}
-
-async fn follow(peeker: &Peeker) -> Result<(), Failure> {
+async fn follow(peeker: &Peeker) -> anyhow::Result<()> {
     let epoch = peeker.pin(vec![RELATION.to_owned()]).await?;
     let all = Selection::default();
     let mut changes = peeker.follow(epoch, RELATION.to_owned(), all.clone());

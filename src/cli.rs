@@ -380,6 +380,24 @@ How long earlier versions can be read is tables.history_hours. Files younger tha
     },
 }
 
+/// Another model for a running Assay.
+#[derive(Args, Debug)]
+struct OtherModel {
+    #[command(flatten)]
+    chosen: model::Chosen,
+    /// Wait until it has scored every live text, and, if it is to count, everything shows it.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    whom: Whom,
+}
+
+impl OtherModel {
+    fn load(&self, promote: bool) -> anyhow::Result<()> {
+        model::running::load(&self.chosen, promote, self.wait, &self.whom.server())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum ModelOrder {
     /// Load a model, try it, and tell what it is.
@@ -411,27 +429,14 @@ configuration names another model.")]
         #[arg(value_parser = ["sentiment"])]
         name: String,
         #[command(flatten)]
-        chosen: model::Chosen,
-        /// Wait until everything shows it.
-        #[arg(long)]
-        wait: bool,
-        #[command(flatten)]
-        whom: Whom,
+        other: OtherModel,
     },
     /// Have another model score beside a running Assay's own; model_agreement shows where they differ.
     #[command(after_help = "Examples:
   assay model shadow models/mine
   assay query 'select * from model_agreement order by texts desc limit 20'
   assay model promote --wait")]
-    Shadow {
-        #[command(flatten)]
-        chosen: model::Chosen,
-        /// Wait until it has scored every live text.
-        #[arg(long)]
-        wait: bool,
-        #[command(flatten)]
-        whom: Whom,
-    },
+    Shadow(OtherModel),
     /// Make the scores of the model count that scores beside the other; none is made again.
     Promote {
         /// Wait until everything shows it.
@@ -592,12 +597,8 @@ fn look_at_model(order: &ModelOrder) -> anyhow::Result<()> {
         ModelOrder::Bench(bench) => model::bench(bench),
         ModelOrder::Eval(eval) => model::eval(eval),
         ModelOrder::Plan { chosen, whom } => running::plan(chosen, &whom.server()),
-        ModelOrder::Set {
-            chosen, wait, whom, ..
-        } => running::load(chosen, true, *wait, &whom.server()),
-        ModelOrder::Shadow { chosen, wait, whom } => {
-            running::load(chosen, false, *wait, &whom.server())
-        }
+        ModelOrder::Set { other, .. } => other.load(true),
+        ModelOrder::Shadow(other) => other.load(false),
         ModelOrder::Promote { wait, whom } => running::promote(*wait, &whom.server()),
         ModelOrder::Drop { whom } => running::drop_candidate(&whom.server()),
         ModelOrder::Status { whom } => running::status(&whom.server()),
@@ -662,10 +663,11 @@ fn follow(running: Running) {
 }
 
 fn steer_source(order: &str, asking: &Asking) -> anyhow::Result<()> {
-    let answer = answer(asking, |server| match order {
+    let server = asking.whom.server();
+    let answer = match order {
         "status" => server.source(),
         order => server.order_source(order),
-    })?;
+    }?;
     match (order, asking.json) {
         ("status", false) => print!("{}", query::client::source_table(&answer)),
         (_, true) => println!("{answer}"),
@@ -678,7 +680,7 @@ fn look_at_rejects(order: &str, asking: &Asking) -> anyhow::Result<()> {
     if order == "list" {
         return show(asking, |server| server.ask(REJECTS, None));
     }
-    let answer = answer(asking, Server::retry_rejects)?;
+    let answer = asking.whom.server().retry_rejects()?;
     match asking.json {
         true => println!("{answer}"),
         false => println!("what could not be used is tried again"),
@@ -735,9 +737,8 @@ fn print_changes(name: &str, data: &Value, as_json: bool) -> anyhow::Result<()> 
 fn show_explained(explain: &Explain) -> anyhow::Result<()> {
     let asking = &explain.asking;
     let (relation, mention, column) = (&explain.relation, &explain.mention, &explain.column);
-    let answer = answer(asking, |server| {
-        server.explain(relation, mention, column, explain.limit)
-    })?;
+    let server = asking.whom.server();
+    let answer = server.explain(relation, mention, column, explain.limit)?;
     match asking.json {
         true => println!("{answer}"),
         false => print!("{}", query::client::explained(&answer)),
@@ -750,22 +751,9 @@ const REJECTS: &str = "select stage, reason, count(*) as rejects, min(position) 
                        max(first_seen) as last_seen from rejects group by stage, reason \
                        order by rejects desc, stage, reason limit 100";
 
-/// A server's answer, unless it is an error.
-fn answer(
-    asking: &Asking,
-    ask: impl FnOnce(&Server) -> anyhow::Result<Value>,
-) -> anyhow::Result<Value> {
-    let answer =
-        ask(&asking.whom.server()).with_context(|| format!("cannot ask {}", asking.whom.server))?;
-    match answer.get("error").and_then(Value::as_str) {
-        Some(error) => bail!("{error}"),
-        None => Ok(answer),
-    }
-}
-
 /// Prints a server's answer.
 fn show(asking: &Asking, ask: impl FnOnce(&Server) -> anyhow::Result<Value>) -> anyhow::Result<()> {
-    let answer = answer(asking, ask)?;
+    let answer = ask(&asking.whom.server())?;
     if asking.json {
         println!("{answer}");
     } else {

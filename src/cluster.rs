@@ -57,7 +57,7 @@ impl From<ModelsError> for RunError {
     fn from(error: ModelsError) -> Self {
         match error {
             ModelsError::Model(error) => Self::Model(error),
-            ModelsError::Tables(error) => Self::Tables(error.into()),
+            ModelsError::Tables(error) => Self::Tables(error),
         }
     }
 }

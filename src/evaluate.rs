@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, bail, ensure};
-use models::evaluation::{Confusion, Scores};
+use anyhow::ensure;
+use models::evaluation::Confusion;
 use regex::{Captures, Regex};
 use serde_json::Value;
 
 use crate::charts;
 use crate::mlflow::{Run, TrackingServer};
-use crate::model::meaning;
 use crate::query::client::Server;
+use dataflows::pipelines::mentions::meaning;
 
 /// Parameters of every run, and where a process tells them.
 const TOLD: [(&str, &str); 3] = [
@@ -28,8 +28,8 @@ const REFUSED: &str = r"[^\p{L}\p{N}_. -]";
 /// If one of the servers cannot be asked or refuses, or no label can be compared yet.
 pub fn run(server: &Server, tracking: &TrackingServer, experiment: &str) -> anyhow::Result<()> {
     let mlflow_version = tracking.version()?;
-    let status = told(server, server.status())?;
-    let answer = told(server, server.ask("select * from accuracy", None))?;
+    let status = server.status()?;
+    let answer = server.ask("select * from accuracy", None)?;
     let models = models(&answer);
     ensure!(
         !models.is_empty(),
@@ -54,15 +54,6 @@ pub fn run(server: &Server, tracking: &TrackingServer, experiment: &str) -> anyh
         println!("{}", tracking.log(&experiment, run)?);
     }
     Ok(())
-}
-
-/// An answer of Assay, unless it is an error.
-fn told(server: &Server, answer: anyhow::Result<Value>) -> anyhow::Result<Value> {
-    let answer = answer.with_context(|| format!("cannot ask {}", server.url))?;
-    match answer["error"].as_str() {
-        Some(error) => bail!("{error}"),
-        None => Ok(answer),
-    }
 }
 
 /// How often each label was predicted where each was given, by the models' fingerprints.
@@ -110,18 +101,11 @@ fn plain(value: &Value) -> String {
 }
 
 fn metrics(confusion: &Confusion) -> anyhow::Result<Vec<(String, f64)>> {
-    let average = |label: &str, scores: Scores| Scores {
-        label: label.to_owned(),
-        ..scores
-    };
-    let mut all = confusion.scores();
-    all.push(average("macro", confusion.macro_average()));
-    all.push(average("weighted", confusion.weighted_average()));
     let mut metrics = vec![
         ("accuracy".to_owned(), confusion.accuracy()),
         ("rows".to_owned(), confusion.total() as f64),
     ];
-    for scores in all {
+    for scores in confusion.scores_and_means() {
         let label = spelled(&scores.label)?;
         metrics.push((format!("precision/{label}"), scores.precision));
         metrics.push((format!("recall/{label}"), scores.recall));

@@ -269,7 +269,7 @@ pub fn sink_wrote(sink: &'static str, written: usize, removed: usize, epoch: u64
 /// What the labels of a model are worth now; those that were met and are gone are worth nothing.
 pub fn model_does(model: &str, confusion: &Confusion, met: &BTreeSet<&str>) {
     gauge!(ACCURACY, "model" => model.to_owned()).set(confusion.accuracy());
-    let mut scores = confusion.scores();
+    let mut scores = confusion.scores_and_means();
     let gone = met
         .iter()
         .filter(|label| confusion.given(label) + confusion.predicted(label) == 0);
@@ -277,14 +277,6 @@ pub fn model_does(model: &str, confusion: &Confusion, met: &BTreeSet<&str>) {
         label: (*label).to_owned(),
         ..Scores::default()
     }));
-    scores.push(Scores {
-        label: "macro".to_owned(),
-        ..confusion.macro_average()
-    });
-    scores.push(Scores {
-        label: "weighted".to_owned(),
-        ..confusion.weighted_average()
-    });
     for scores in scores {
         let set = |name: &'static str, value: f64| {
             let labels = [("model", model.to_owned()), ("label", scores.label.clone())];

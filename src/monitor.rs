@@ -5,7 +5,6 @@ use std::io::{IsTerminal, Write};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::bail;
 use serde_json::Value;
 
 use crate::progress::thousands;
@@ -32,9 +31,6 @@ pub fn run(server: &Server, json: bool) -> anyhow::Result<()> {
     let mut before = None;
     loop {
         let answer = server.status()?;
-        if let Some(error) = answer["error"].as_str() {
-            bail!("{error}");
-        }
         let now = Sample::of(&answer);
         let shown = match (json, terminal) {
             (true, _) => format!("{answer}\n"),

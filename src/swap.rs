@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use connectors::delta::{Manifests, TableError};
 use dataflows::ports::{ModelOrder, Standing};
 use models::files::ModelFiles;
 use models::pool::{Failure, GoOn, Pool, PoolStatistics, Scorer, Turn, Watcher};
@@ -23,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
+use crate::checkpoint::store::{Decisions, StoreError};
 use crate::plan::{FastModelPlan, ModelPlan};
 use crate::{EXIT_FAILURE, give_up, metrics, model};
 
@@ -80,7 +80,7 @@ pub enum ModelsError {
     Model(anyhow::Error),
     /// It cannot be read what was decided.
     #[error(transparent)]
-    Tables(#[from] TableError),
+    Tables(#[from] StoreError),
 }
 
 /// The models of a process.
@@ -90,7 +90,7 @@ pub struct Swap {
     engine: Runtime,
     runtime: Handle,
     /// Where decisions are kept, if tables are.
-    decisions: Option<Manifests>,
+    decisions: Option<Decisions>,
     workers: usize,
     failures: Arc<Mutex<Failures>>,
     fast: Option<FastModel>,
@@ -153,7 +153,7 @@ impl Swap {
     pub fn start(
         plan: &ModelPlan,
         workers: usize,
-        decisions: Option<Manifests>,
+        decisions: Option<Decisions>,
         runtime: Handle,
     ) -> Result<Self, ModelsError> {
         let mut configured = Choice {
@@ -165,11 +165,11 @@ impl Swap {
         let files = configured.files().map_err(ModelsError::Model)?;
         files.origin.clone_into(&mut configured.name);
         configured.fingerprint = files.fingerprint(None);
-        let kept = decisions
+        let kept: Option<Option<Decided>> = decisions
             .as_ref()
-            .map(|kept| runtime.block_on(kept.models()));
-        let kept = kept.transpose()?.flatten();
-        let kept = kept.and_then(|bytes| serde_json::from_slice::<Decided>(&bytes).ok());
+            .map(|decisions| runtime.block_on(decisions.read()))
+            .transpose()?;
+        let kept = kept.flatten();
         let decided = kept.clone();
         let decided = decided.filter(|decided| decided.configured == configured.fingerprint);
         let (chosen, candidate) =
@@ -467,10 +467,7 @@ impl Swap {
         if !std::mem::replace(&mut state.keeping, true) {
             let (decisions, state) = (decisions.clone(), Arc::clone(&self.state));
             self.runtime.spawn(async move {
-                let written = match serde_json::to_vec_pretty(&decided) {
-                    Ok(json) => decisions.write_models(json.into()).await,
-                    Err(error) => Err(TableError::Unusable(error.to_string())),
-                };
+                let written = decisions.write(&decided).await;
                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.keeping = false;
                 match written {

@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::checkpoint::crash;
 use crate::checkpoint::lease::{self, Lease};
-use crate::checkpoint::store::{Commit, Pause, Store, StoreError};
+use crate::checkpoint::store::{Commit, Decisions, Pause, Store, StoreError};
 use crate::metrics::{self, RowCounters};
 use crate::plan::{Overrides, Plan, SourcePlan};
 use crate::progress::Progress;
@@ -123,8 +123,8 @@ impl Process {
         let swap = match &plan.model {
             None => None,
             Some(model) => {
-                let tables = plan.tables_plan()?;
-                let decisions = tables.map(|tables| Manifests::open(&tables.folder));
+                let tables = plan.tables_plan().map_err(StoreError::from)?;
+                let decisions = tables.map(|tables| Decisions::open(&tables.folder));
                 let workers = plan.cluster.workers;
                 let swap = Swap::start(model, workers, decisions, runtime.clone())?;
                 Some(Arc::new(swap))

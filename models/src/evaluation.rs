@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 /// assert_eq!(confusion.accuracy(), 0.8);
 /// let scores = confusion.scores();
 /// assert_eq!((scores[0].label.as_str(), scores[0].precision, scores[0].recall), ("negative", 0.5, 1.0));
-/// assert_eq!(confusion.macro_average().recall, 0.875);
-/// assert_eq!(confusion.weighted_average().recall, 0.8);
+/// assert_eq!(confusion.mean().recall, 0.875);
+/// assert_eq!(confusion.weighted_mean().recall, 0.8);
 /// ```
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Confusion {
@@ -101,14 +101,22 @@ impl Confusion {
         scores.collect()
     }
 
+    /// How well each label is predicted, then the means: over labels as `macro`, and each as often as it was given as
+    /// `weighted`.
+    pub fn scores_and_means(&self) -> Vec<Scores> {
+        let mut scores = self.scores();
+        scores.extend([self.mean(), self.weighted_mean()]);
+        scores
+    }
+
     /// The mean over labels.
-    pub fn macro_average(&self) -> Scores {
-        self.average("macro average", |_| 1)
+    pub fn mean(&self) -> Scores {
+        self.average("macro", |_| 1)
     }
 
     /// The mean over labels, each as often as it was given.
-    pub fn weighted_average(&self) -> Scores {
-        self.average("weighted average", |scores| scores.given)
+    pub fn weighted_mean(&self) -> Scores {
+        self.average("weighted", |scores| scores.given)
     }
 
     fn average(&self, label: &str, weight: impl Fn(&Scores) -> u64) -> Scores {
@@ -192,7 +200,7 @@ mod tests {
         let nothing = Confusion::default();
         assert_eq!((nothing.total(), nothing.accuracy()), (0, 0.0));
         assert!(nothing.scores().is_empty());
-        assert_eq!(nothing.macro_average().f1, 0.0);
+        assert_eq!(nothing.mean().f1, 0.0);
     }
 
     #[test]
@@ -209,9 +217,9 @@ mod tests {
         let mut confusion = Confusion::default();
         confusion.add("a", "a", 2);
         confusion.add("b", "a", 2);
-        let average = confusion.macro_average();
+        let average = confusion.mean();
         assert_eq!((average.precision, average.recall), (0.25, 0.5));
-        assert_eq!(confusion.weighted_average().precision, 0.25);
+        assert_eq!(confusion.weighted_mean().precision, 0.25);
         let scores = confusion.scores();
         assert!((scores[0].f1 - 2.0 / 3.0).abs() < 1e-12 && scores[1].f1 == 0.0);
     }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use connectors::delta::{
     Deletes, Keep, Manifests, Mended, PutManifest, Table, TableError, TablesFolder, Vacuumed,
 };
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use super::crash;
@@ -57,6 +59,36 @@ pub enum StoreError {
     /// Someone else has become the writer of the tables.
     #[error("another process has taken over the tables; this one writes them no more")]
     TakenOver,
+}
+
+/// What was decided while a pipeline ran, kept beside its tables as JSON.
+#[derive(Clone)]
+pub struct Decisions(Manifests);
+
+impl Decisions {
+    /// Those beside the tables in this folder.
+    pub fn open(folder: &TablesFolder) -> Self {
+        Self(Manifests::open(folder))
+    }
+
+    /// What was decided, if anything was that can be understood.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, StoreError> {
+        let kept = self.0.models().await?;
+        Ok(kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// Writes what is decided in the place of what was.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn write(&self, decided: &impl Serialize) -> Result<(), StoreError> {
+        let json = serde_json::to_vec_pretty(decided);
+        let json = json.map_err(|error| TableError::Unusable(error.to_string()))?;
+        Ok(self.0.write_models(json.into()).await?)
+    }
 }
 
 /// What a pipeline's tables are, and where.

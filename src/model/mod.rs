@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use dataflows::pipelines::mentions::mention::MentionRule;
-use dataflows::pipelines::mentions::polarity;
+use dataflows::pipelines::mentions::{meaning, polarity};
 use models::evaluation::{Calibration, Confusion};
 use models::files::ModelFiles;
 use models::pool::{Answer, Failure, GoOn, Pool, Turn, Watcher};
@@ -264,11 +264,6 @@ pub fn eval(eval: &Eval) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A label by what it says, since several are written for the same.
-pub fn meaning(label: &str) -> &str {
-    polarity(label).map_or(label, |polarity| polarity.name())
-}
-
 /// The texts and their labels.
 fn labelled(eval: &Eval) -> anyhow::Result<Vec<(Arc<str>, String)>> {
     let name = eval.data.display();
@@ -379,9 +374,7 @@ fn matrix(confusion: &Confusion, corner: &str) -> String {
 }
 
 fn scores(confusion: &Confusion) -> String {
-    let mut scores = confusion.scores();
-    scores.extend([confusion.macro_average(), confusion.weighted_average()]);
-    let rows = scores.into_iter().map(|scores| {
+    let rows = confusion.scores_and_means().into_iter().map(|scores| {
         let figures = [scores.precision, scores.recall, scores.f1];
         let figures = figures.map(|figure| format!("{figure:.4}"));
         let mut row = vec![scores.label];
@@ -420,8 +413,8 @@ fn figures(
         "accuracy": confusion.accuracy(),
         "expected_calibration_error": calibration.error(),
         "labels": confusion.scores().into_iter().map(score).collect::<Map<_, _>>(),
-        "macro": score(confusion.macro_average()).1,
-        "weighted": score(confusion.weighted_average()).1,
+        "macro": score(confusion.mean()).1,
+        "weighted": score(confusion.weighted_mean()).1,
         "confusion": matrix,
     })
 }

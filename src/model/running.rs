@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use models::evaluation::Confusion;
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ const ORDERED: Duration = Duration::from_secs(10);
 /// If the model cannot be used, or Assay does not answer.
 pub fn plan(chosen: &Chosen, server: &Server) -> anyhow::Result<()> {
     let (origin, model) = chosen.load()?;
-    let current = told(server)?;
+    let current = server.model()?;
     let fingerprint = text_of(&current, "fingerprint")?;
     if fingerprint == model.fingerprint() {
         println!("{origin} is the model already");
@@ -98,7 +98,7 @@ pub fn load(chosen: &Chosen, promote: bool, wait: bool, server: &Server) -> anyh
         .map(|(own, called)| (own.clone(), called.as_str().into()))
         .collect();
     let wanted = json!({ "directory": directory, "labels": labels, "promote": promote });
-    let ordered = accepted(server.load_model(&wanted)?)?;
+    let ordered = server.load_model(&wanted)?;
     let fingerprint = text_of(&ordered, "fingerprint")?;
     match (wait, promote) {
         (true, _) => wait_for(server, &fingerprint, promote),
@@ -128,7 +128,7 @@ fn place(directory: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If there is none, or Assay does not answer; with `wait`, also if it has failed.
 pub fn promote(wait: bool, server: &Server) -> anyhow::Result<()> {
-    let ordered = accepted(server.order_model("promote")?)?;
+    let ordered = server.order_model("promote")?;
     let fingerprint = text_of(&ordered, "fingerprint")?;
     match wait {
         true => wait_for(server, &fingerprint, true),
@@ -144,7 +144,7 @@ pub fn promote(wait: bool, server: &Server) -> anyhow::Result<()> {
 /// # Errors
 /// If there is none, or Assay does not answer.
 pub fn drop_candidate(server: &Server) -> anyhow::Result<()> {
-    let ordered = accepted(server.order_model("drop")?)?;
+    let ordered = server.order_model("drop")?;
     println!("{} is let go", text_of(&ordered, "fingerprint")?);
     Ok(())
 }
@@ -154,7 +154,7 @@ pub fn drop_candidate(server: &Server) -> anyhow::Result<()> {
 /// # Errors
 /// If Assay does not answer.
 pub fn status(server: &Server) -> anyhow::Result<()> {
-    let told = told(server)?;
+    let told = server.model()?;
     println!(
         "model      {}, {}",
         text_of(&told, "name")?,
@@ -203,7 +203,7 @@ fn wait_for(server: &Server, fingerprint: &str, promote: bool) -> anyhow::Result
     let started = Instant::now();
     let mut seen = false;
     loop {
-        let told = told(server)?;
+        let told = server.model()?;
         let candidate = &told["candidate"];
         let is_candidate = candidate["fingerprint"] == fingerprint;
         seen |= is_candidate;
@@ -265,17 +265,13 @@ fn all_scored(server: &Server, fingerprint: &str) -> anyhow::Result<bool> {
     Ok(counted[0]["scored"] == counted[0]["live"])
 }
 
-/// Whether no row of gold is left that another model has scored.
+/// Whether no row of gold is left that another model has scored, but those of a burst.
 fn moved(server: &Server, fingerprint: &str) -> anyhow::Result<bool> {
     let left = rows(
         server,
-        &format!("select count(*) as n from gold where model <> '{fingerprint}'"),
+        &format!("select count(*) as n from gold where model <> '{fingerprint}' and tier = 1"),
     )?;
     Ok(left[0]["n"] == 0)
-}
-
-fn told(server: &Server) -> anyhow::Result<Value> {
-    accepted(server.model()?)
 }
 
 /// How many texts a model has scored, of those that are live.
@@ -290,17 +286,9 @@ fn count(server: &Server, fingerprint: &str) -> anyhow::Result<u64> {
 }
 
 fn rows(server: &Server, query: &str) -> anyhow::Result<Vec<Value>> {
-    let answer = accepted(server.ask(query, None)?)?;
+    let answer = server.ask(query, None)?;
     let rows = answer["rows"].as_array().cloned();
     rows.context("the answer is not Assay's")
-}
-
-/// An answer that is no refusal.
-fn accepted(answer: Value) -> anyhow::Result<Value> {
-    match answer["error"].as_str() {
-        Some(error) => Err(anyhow!("{error}")),
-        None => Ok(answer),
-    }
 }
 
 fn text_of(value: &Value, name: &str) -> anyhow::Result<String> {

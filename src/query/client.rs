@@ -146,7 +146,17 @@ impl Server {
         bail!("the server has closed the connection")
     }
 
+    /// Asks for an answer that is no refusal.
     fn request(&self, what: &str, body: &str) -> anyhow::Result<Value> {
+        let answer = self.exchange(what, body);
+        let answer = answer.with_context(|| format!("cannot ask {}", self.url))?;
+        match answer["error"].as_str() {
+            Some(refusal) => bail!("{refusal}"),
+            None => Ok(answer),
+        }
+    }
+
+    fn exchange(&self, what: &str, body: &str) -> anyhow::Result<Value> {
         let mut answer = String::new();
         self.send(what, body)?.read_to_string(&mut answer)?;
         let (_, body) = answer

@@ -6,15 +6,15 @@ mod page;
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use dataflows::pipelines::mentions::polarity;
 use models::evaluation::Confusion;
 use serde_json::Value;
 
 use crate::charts::{self, ACCENT, NEGATIVE, NEUTRAL, OTHER, POSITIVE, Png, Series};
-use crate::model::meaning;
 use crate::progress::thousands;
 use crate::query::client::Server;
+use dataflows::pipelines::mentions::meaning;
 
 /// Rows of a section each: its name, up to three texts, and up to four numbers.
 const QUERY: &str = r#"
@@ -88,11 +88,7 @@ struct Section {
 /// # Errors
 /// If the server cannot be asked, or the folder not be written.
 pub fn write(server: &Server, folder: &Path) -> anyhow::Result<String> {
-    let answer = server.ask(QUERY, None);
-    let answer = answer.with_context(|| format!("cannot ask {}", server.url))?;
-    if let Some(error) = answer["error"].as_str() {
-        bail!("{error}");
-    }
+    let answer = server.ask(QUERY, None)?;
     let found = Found::of(&answer).context("the answer is none of Assay's")?;
     let sections = found.sections()?;
     let unwritable = || format!("cannot write to {}", folder.display());
@@ -325,8 +321,7 @@ impl Found {
             .iter()
             .enumerate()
             .map(|(place, (model, confusion))| {
-                let mut scores = confusion.scores();
-                scores.extend([confusion.macro_average(), confusion.weighted_average()]);
+                let scores = confusion.scores_and_means();
                 let share = |value: f64| format!("{:.1} %", value * 100.0);
                 let rows = scores.into_iter().map(|scores| {
                     let shares = [scores.precision, scores.recall, scores.f1].map(share);

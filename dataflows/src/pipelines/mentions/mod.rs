@@ -409,6 +409,11 @@ pub fn counts(column: &str, row: &Gold) -> bool {
     }
 }
 
+/// A label by what it says, since several are written for the same.
+pub fn meaning(label: &str) -> &str {
+    polarity(label).map_or(label, |polarity| polarity.name())
+}
+
 fn sentiment_id(label: Option<&str>) -> i64 {
     match label.and_then(polarity) {
         Some(Polarity::Negative) => 0,
@@ -754,7 +759,10 @@ fn mentioned(gold: &Gold, fold_case: bool) -> Text {
 fn labels_of(gold: Arc<Gold>) -> Option<((Text, Text, Text), ())> {
     let given = gold.sentiment.as_ref()?;
     // Sentiment140's numbers are compared by what they mean.
-    let given = polarity(given).map_or_else(|| given.clone(), |given| given.name().into());
+    let given = match meaning(given) {
+        same if same == &**given => given.clone(),
+        other => other.into(),
+    };
     let predicted = !gold.predicted_sentiment.is_empty();
     predicted.then(|| {
         (
