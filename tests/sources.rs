@@ -10,7 +10,8 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -367,55 +368,125 @@ fn avro_with_numbers_in_headers_waits_for_its_registry_and_follows_its_schema() 
     running.stop();
 }
 
-#[test]
-fn a_transaction_over_tables_is_seen_whole_or_not_at_all() {
+/// Rows that go from one table to the other, one a transaction: there are always as many.
+const MOVED: i64 = 100;
+
+/// Moves rows between two tables for as many rounds as are wanted, while what is shown of them is looked at.
+fn move_rows(
+    name: &str,
+    goes_on: impl Fn(usize, &Connector) -> bool + Send + Sync,
+    look: impl FnOnce(Site, &AtomicBool),
+) {
     let services = Services::find();
     let database = Database::connect(&services);
-    let tables = ["whole_a", "whole_b"];
-    for table in tables {
+    let tables = ["a", "b"].map(|table| format!("{name}_{table}"));
+    for table in &tables {
         database.run(&format!("create table {table} ({COLUMNS})"));
     }
-    database.run(
-        "insert into whole_a select n, '@bo ' || n, 'ada', null, 4 from generate_series(1, 100) n",
-    );
+    database.run(&format!(
+        "insert into {} select n, '@bo ' || n, 'ada', null, 4 from generate_series(1, {MOVED}) n",
+        tables[0]
+    ));
     let settings = json!({ "provide.transaction.metadata": "true" });
-    let connector = services.capture_as("whole", &tables, &settings);
-    services.wait_for_topic("whole.public.whole_a");
-    let topics = "['^whole\\.public\\..*$']\ntransactions = \"whole.transaction\"";
-    let site = site(&services, topics, "debezium");
-    let running = site.start(&["--workers", "2"]);
-    let count = || running.number("select count(*) from bronze");
-    running.wait_for("the snapshot", || count() == 100);
-    // Rows go from one table to the other: there are always as many.
+    let names = tables.each_ref().map(String::as_str);
+    let connector = services.capture_as(name, &names, &settings);
+    services.wait_for_topic(&format!("{name}.public.{}", tables[0]));
+    let topics = format!("['^{name}\\.public\\..*$']\ntransactions = \"{name}.transaction\"");
+    let site = site(&services, &topics, "debezium");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for round in 0..20 {
-                let (from, to) = (tables[round % 2], tables[(round + 1) % 2]);
-                for id in 1..=100 {
+            for number in (0..).take_while(|number| goes_on(*number, &connector)) {
+                let (from, to) = (&tables[number % 2], &tables[(number + 1) % 2]);
+                for id in 1..=MOVED {
                     database.run(&format!(
                         "begin; insert into {to} select * from {from} where id = {id}; \
                          delete from {from} where id = {id}; commit;"
                     ));
                 }
-                if round == 10 {
-                    connector.restart();
-                }
             }
-            database.run("insert into whole_a values (1000, '@cy last', 'last', null, null)");
+            let last = format!(
+                "insert into {} values (1000, '@cy last', 'last', null, null)",
+                tables[0]
+            );
+            database.run(&last);
             done.store(true, Ordering::Relaxed);
         });
-        let last = "select count(*) as rows, count(*) filter (where \"user\" = 'last') as last from bronze";
-        running.wait_for("the last row", || {
-            let row = &running.sql(last)[0];
-            let (rows, last) = (row["rows"].as_i64().unwrap(), row["last"].as_i64().unwrap());
-            assert_eq!(rows - last, 100);
-            last == 1 && done.load(Ordering::Relaxed)
-        });
+        look(site, &done);
     });
-    let undecoded = "select count(*) from rejects where stage = 'decode'";
-    assert_eq!(running.number(undecoded), 0);
-    running.stop();
+}
+
+/// Whether the last row is there. There are always as many others.
+fn all_are_there(running: &Running) -> bool {
+    let counted =
+        "select count(*) as rows, count(*) filter (where \"user\" = 'last') as last from bronze";
+    let row = &running.sql(counted)[0];
+    let (rows, last) = (row["rows"].as_i64().unwrap(), row["last"].as_i64().unwrap());
+    assert_eq!(rows - last, MOVED);
+    last == 1
+}
+
+fn snapshot_is_there(running: &Running) {
+    running.wait_for("the snapshot", || {
+        running.number("select count(*) from bronze") == MOVED
+    });
+}
+
+#[test]
+fn a_transaction_over_tables_is_seen_whole_or_not_at_all() {
+    let restarted = |round: usize, connector: &Connector| {
+        if round == 11 {
+            connector.restart();
+        }
+        round < 20
+    };
+    move_rows("whole", restarted, |site, done| {
+        let running = site.start(&["--workers", "2"]);
+        snapshot_is_there(&running);
+        running.wait_for("the last row", || {
+            all_are_there(&running) && done.load(Ordering::Relaxed)
+        });
+        let undecoded = "select count(*) from rejects where stage = 'decode'";
+        assert_eq!(running.number(undecoded), 0);
+        running.stop();
+    });
+}
+
+#[test]
+fn a_transaction_is_seen_whole_after_kills() {
+    let killed = AtomicBool::new(false);
+    move_rows(
+        "killed",
+        |_, _| !killed.load(Ordering::Relaxed),
+        |site, done| {
+            let mut running = site.start(&["--workers", "2"]);
+            snapshot_is_there(&running);
+            running.wait_for("a checkpoint", || {
+                site.tables()["bronze"].len() as i64 == MOVED
+            });
+            for kill in 0..5 {
+                let in_first = "select count(*) from bronze where key like '%_a/%'";
+                let seen = RefCell::new(BTreeSet::new());
+                running.wait_for("rows to move", || {
+                    all_are_there(&running);
+                    seen.borrow_mut().insert(running.number(in_first));
+                    seen.borrow().len() > 5
+                });
+                running.kill();
+                running = site.start(&["--workers", if kill % 2 == 0 { "1" } else { "2" }]);
+                running.wait_for("readiness", || {
+                    let ready = running.get("/readyz");
+                    ready.is_some_and(|(status, _)| status == 200)
+                });
+            }
+            killed.store(true, Ordering::Relaxed);
+            running.wait_for("the last row", || {
+                all_are_there(&running) && done.load(Ordering::Relaxed)
+            });
+            running.stop();
+            assert_eq!(site.tables()["bronze"].len() as i64, MOVED + 1);
+        },
+    );
 }
 
 #[test]
