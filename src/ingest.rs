@@ -196,6 +196,11 @@ impl Reader {
         {
             tracing::warn!("{warning}");
         }
+        metrics::held_back(
+            self.ingest.name,
+            self.ingest.worker,
+            self.ingest.intake.held_back(),
+        );
         for (partition, waiting) in &lags {
             metrics::source_lag(partition, *waiting);
         }

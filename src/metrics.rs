@@ -18,6 +18,7 @@ use models::evaluation::{Confusion, Scores};
 const RECORDS: &str = "assay_source_records_total";
 const SOURCE_RETRIES: &str = "assay_source_retries_total";
 const SOURCE_LAG: &str = "assay_source_lag_records";
+const HELD_BACK: &str = "assay_source_held_back_records";
 const ROWS: &str = "assay_rows_total";
 const REJECTS: &str = "assay_rejects_total";
 const EPOCH_LAG: &str = "assay_epoch_lag_seconds";
@@ -33,6 +34,7 @@ const MENDED_FILES: &str = "assay_table_mended_files_total";
 const SINK_ROWS: &str = "assay_sink_rows_total";
 const SINK_FAILURES: &str = "assay_sink_failures_total";
 const SINK_EPOCH: &str = "assay_sink_timestamp_seconds";
+const QUERY: &str = "assay_query_seconds";
 const ACCURACY: &str = "assay_model_accuracy_ratio";
 const PRECISION: &str = "assay_model_precision_ratio";
 const RECALL: &str = "assay_model_recall_ratio";
@@ -47,6 +49,9 @@ const CHECKPOINT_BUCKETS: [f64; 10] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.
 /// Bounds of the histogram of inference, in seconds a batch.
 const INFERENCE_BUCKETS: [f64; 8] = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 
+/// Bounds of the histogram of queries, in seconds each.
+const QUERY_BUCKETS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+
 /// Starts counting; the handle renders what has been counted.
 ///
 /// # Errors
@@ -55,6 +60,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(CHECKPOINT.to_owned()), &CHECKPOINT_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(INFERENCE.to_owned()), &INFERENCE_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(QUERY.to_owned()), &QUERY_BUCKETS)?
         .install_recorder()?;
     describe_counter!(
         RECORDS,
@@ -80,6 +86,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         REJECTS,
         Unit::Count,
         "Rows and messages that could not be used, by stage and reason."
+    );
+    describe_gauge!(
+        HELD_BACK,
+        Unit::Count,
+        "Messages held back until their transactions are complete."
     );
     describe_gauge!(
         EPOCH_LAG,
@@ -130,6 +141,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Times that a sink failed and was begun anew."
     );
     describe_gauge!(SINK_EPOCH, Unit::Seconds, "The epoch that a sink shows.");
+    describe_histogram!(
+        QUERY,
+        Unit::Seconds,
+        "Time from the epoch that a query was given to its end."
+    );
     describe_gauge!(
         ACCURACY,
         "Of the rows of gold that were given a label, the share predicted right."
@@ -190,6 +206,15 @@ impl RowCounters {
 /// A row or message could not be used; the reason without what differs from row to row.
 pub fn rejected(stage: &str, reason: String) {
     counter!(REJECTS, "stage" => stage.to_owned(), "reason" => reason).increment(1);
+}
+
+/// Messages that a worker holds back until their transactions are complete.
+pub fn held_back(source: &'static str, worker: usize, count: usize) {
+    let labels = [
+        ("source", source.to_owned()),
+        ("worker", worker.to_string()),
+    ];
+    gauge!(HELD_BACK, &labels).set(count as f64);
 }
 
 /// How far a relation is behind the clock.
@@ -286,6 +311,11 @@ pub fn model_does(model: &str, confusion: &Confusion, met: &BTreeSet<&str>) {
         set(RECALL, scores.recall);
         set(F1, scores.f1);
     }
+}
+
+/// A query was answered, or given up.
+pub fn queried(took: Duration) {
+    histogram!(QUERY).record(took.as_secs_f64());
 }
 
 /// Counts rows of gold by what is predicted.

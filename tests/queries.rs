@@ -208,6 +208,8 @@ fn clients_of_postgresql_prepare_cancel_and_cannot_write() {
         let error = connect(port).await.query(large, &[]).await.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::OUT_OF_MEMORY), "{error}");
     });
+    let (_, metrics) = running.get("/metrics").unwrap();
+    assert!(metrics.contains("assay_query_seconds_count"), "{metrics}");
     running.stop();
 }
 

@@ -440,16 +440,21 @@ fn a_text_that_the_model_cannot_score_stops_nothing_and_is_tried_again() {
     let model = fussy(&site.path(""), "fussy");
     site.configure(&format!("[model]\ndirectory = \"{}\"\n", model.display()));
     site.tweet("one.json", "@user1 what a wonderful day");
-    site.tweet("two.json", "@user2 there is a \u{2603} in the garden");
+    site.tweet("two.json", "@user2 and @user2, there is a \u{2603}");
     let labels = |running: &Running| {
-        running.wait_for("both", || running.number("select count(*) from gold") == 2);
+        running.wait_for("both", || running.number("select count(*) from gold") == 3);
         let rows = running.sql("select predicted_sentiment from gold order by key");
         let label = |row: &Value| row["predicted_sentiment"].as_str().unwrap().to_owned();
         rows.iter().map(label).collect::<Vec<_>>()
     };
     for _ in 0..2 {
         let running = site.start(&[]);
-        assert_eq!(labels(&running), ["positive", ""]);
+        assert_eq!(labels(&running), ["positive", "", ""]);
+        let rejects = running.sql("select key, stage from rejects");
+        assert_eq!(
+            rejects,
+            [serde_json::json!({"key": "two.json", "stage": "score"})]
+        );
         let (_, metrics) = running.get("/metrics").unwrap();
         assert!(
             metrics.contains("assay_unscorable_texts_total 1"),
@@ -464,5 +469,6 @@ fn a_text_that_the_model_cannot_score_stops_nothing_and_is_tried_again() {
         labels[0] == "positive" && !labels[1].is_empty(),
         "{labels:?}"
     );
+    assert_eq!(running.number("select count(*) from rejects"), 0);
     running.stop();
 }

@@ -48,6 +48,9 @@ pub trait Intake: Send {
     /// How many records the open epoch holds.
     fn open_records(&self) -> usize;
 
+    /// How many messages are held back until the transactions are complete that they belong to.
+    fn held_back(&self) -> usize;
+
     /// Closes the open epoch, together with the positions that it moved; waits while the worker is
     /// behind. Epochs must increase.
     ///
@@ -156,6 +159,12 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
 
     fn open_records(&self) -> usize {
         self.open.len()
+    }
+
+    fn held_back(&self) -> usize {
+        self.transactions
+            .as_ref()
+            .map_or(0, Transactions::held_back)
     }
 
     fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed> {

@@ -8,17 +8,17 @@ use crate::record::{Bytes, Timestamp};
 record! { "rejects";
     /// A message or row that could not be used.
     pub struct Reject {
-        /// Where it came from: `topic/partition/offset`, or the file's path.
+        /// Where it came from: `topic/partition/offset`, or the file's path; of stage `score` the row's key.
         position: Text,
         /// The row's key, where one could be read.
         key: Option<Text>,
-        /// The step that refused it: [`DECODE`], or the relation it did not reach.
+        /// The step that refused it: [`DECODE`], the relation it did not reach, or `score` if it has no label there.
         stage: Text,
         /// What was wrong, and where in the row.
         reason: Text,
         /// The bytes as they came; a later stage keeps the field that it refused.
         raw: Bytes,
-        /// When it was read.
+        /// When it was read; of stage `score` the tweet's date.
         first_seen: Timestamp,
     }
 }

@@ -280,6 +280,12 @@ impl<R: SourceRow> Transactions<R> {
         ))
     }
 
+    /// How many messages wait.
+    pub(crate) fn held_back(&self) -> usize {
+        let queues = self.partitions.values();
+        queues.map(|queue| queue.waiting.len()).sum()
+    }
+
     /// The transaction that everything waits for.
     fn next(&self) -> Option<Text> {
         let ended = self
@@ -485,6 +491,7 @@ mod tests {
         let mut reader = Reader::new();
         reader.read(A, &event(1, 1, "a1"));
         reader.read(T, &end(1, &[("public.a", 1), ("public.b", 1)]));
+        assert_eq!(reader.transactions.held_back(), 2);
         let warning = (0..100).find_map(|_| reader.transactions.nothing_waits());
         assert_eq!(
             warning.unwrap(),

@@ -1,6 +1,7 @@
 //! SQL over the live relations: an epoch is chosen first, then everything is read at it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use dataflows::change::Epoch;
 use dataflows::index::{LookUp, Selection};
@@ -12,7 +13,7 @@ use sql::{
 use tokio::runtime::Handle;
 
 use super::peek::Peeker;
-use crate::now_ms;
+use crate::{metrics, now_ms};
 
 /// How often a query is asked again whose epoch went while it was planned.
 const ATTEMPTS: usize = 3;
@@ -105,7 +106,12 @@ impl Snapshots for Queries {
         Box::pin(async move {
             let epoch = self.peeker.pin(named).await?;
             let queries = self.clone();
-            Ok(Arc::new(AtEpoch { queries, epoch }) as Arc<dyn Relations>)
+            let started = Instant::now();
+            Ok(Arc::new(AtEpoch {
+                queries,
+                epoch,
+                started,
+            }) as Arc<dyn Relations>)
         })
     }
 }
@@ -115,6 +121,13 @@ impl Snapshots for Queries {
 struct AtEpoch {
     queries: Queries,
     epoch: Epoch,
+    started: Instant,
+}
+
+impl Drop for AtEpoch {
+    fn drop(&mut self) {
+        metrics::queried(self.started.elapsed());
+    }
 }
 
 impl Relations for AtEpoch {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 
 use differential_dataflow::AsCollection;
+use differential_dataflow::operators::ThresholdTotal;
 use foldhash::{HashSet, HashSetExt};
 use timely::dataflow::operators::vec::{Map, ToStream};
 use timely::dataflow::operators::{Concat, OkErr};
@@ -604,6 +605,12 @@ pub fn build(
     let tweeted = bronze.clone().flat_map(move |tweet| tweeted(&tweet, &rule));
     let users = tally::<UserTally>(tweeted, "Users");
 
+    // Who is mentioned twice in a tweet does not make two rejects of it.
+    let unscored = gold
+        .clone()
+        .flat_map(|gold| unscorable(&gold))
+        .distinct_total();
+
     ports.publish(bronze)?;
     ports.publish(silver)?;
     ports.publish(gold)?;
@@ -611,7 +618,7 @@ pub fn build(
     ports.publish(mention_sentiment)?;
     ports.publish(accuracy)?;
     ports.publish(users)?;
-    ports.publish_rejects(unreadable.concat(undated))?;
+    ports.publish_rejects(unreadable.concat(undated).concat(unscored))?;
     Ok(ports.finish())
 }
 
@@ -746,6 +753,19 @@ fn known(row: TextScore) -> ScoredText {
         tier: row.tier,
     };
     (row.text, score)
+}
+
+/// A tweet whose text the model could not score. What it was that the model minded stands in the log.
+fn unscorable(gold: &Gold) -> Option<Reject> {
+    let without_label = gold.predicted_sentiment.is_empty() && !gold.model.is_empty();
+    without_label.then(|| Reject {
+        position: gold.key.clone(),
+        key: Some(gold.key.clone()),
+        stage: "score".into(),
+        reason: "field \"cleaned_text\": the model cannot score it".into(),
+        raw: gold.cleaned_text.as_bytes().into(),
+        first_seen: gold.timestamp,
+    })
 }
 
 fn mentioned(gold: &Gold, fold_case: bool) -> Text {
