@@ -220,7 +220,7 @@ impl Models for SlowModels {
 
     fn is_burst(&mut self, _: usize) -> bool {
         self.epochs += 1;
-        self.epochs % 4 != 0
+        !self.epochs.is_multiple_of(4)
     }
 
     fn replaces(&mut self) -> bool {

@@ -79,7 +79,10 @@ pub fn score<'s, D: ExchangeData>(
                 let answers: Answers<Vec<ScoredText>> = Answers::new(&scope, &info);
                 let candidate = models.candidate();
                 let candidate = candidate.map(|model| Candidate::new(model, answers.apart()));
-                let fast = models.fast().map(|model| (model, answers.apart()));
+                let fast = models.fast().map(|model| Fast {
+                    model,
+                    answers: answers.apart(),
+                });
                 let mut scoring = Scoring {
                     current: Generation::new(models.current(), answers.apart()),
                     retiring: Vec::new(),
@@ -153,7 +156,7 @@ struct Scoring<D, F> {
     retiring: Vec<Generation<D>>,
     candidate: Option<Candidate>,
     /// The model that answers in a burst.
-    fast: Option<(Box<dyn Model>, Answers<Vec<ScoredText>>)>,
+    fast: Option<Fast>,
     /// The right to tell what is not waited for: it holds the first epoch that is not complete.
     now: Option<Rc<Capability<Epoch>>>,
     answers: Answers<Vec<ScoredText>>,
@@ -168,8 +171,8 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
         for generation in &mut generations {
             generation.take_answers(self.now.as_ref(), output);
         }
-        if let Some((_, answers)) = &self.fast {
-            while let Some(scores) = answers.try_next() {
+        if let Some(fast) = &self.fast {
+            while let Some(scores) = fast.answers.try_next() {
                 for scored in scores {
                     for generation in &mut generations {
                         give_all(generation.memo.answer_for_now(&scored), output);
@@ -235,11 +238,11 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
     /// Asks for the texts of which nothing is known; returns those that appeared or vanished.
     fn ask(&mut self, applied: Applied) -> Vec<(Text, Diff)> {
         let Applied { unknown, crossed } = applied;
-        if let Some((model, answers)) = &mut self.fast
+        if let Some(fast) = &mut self.fast
             && !unknown.is_empty()
             && self.models.is_burst(unknown.len())
         {
-            model.submit(unknown.clone(), answers.reply());
+            fast.model.submit(unknown.clone(), fast.answers.reply());
         }
         self.current.ask(unknown);
         crossed
@@ -290,7 +293,7 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
             && score.model == candidate.fingerprint
         {
             candidate.texts.insert(text, Some(score));
-        } else if fast.is_some_and(|(model, _)| model.fingerprint() == score.model) {
+        } else if fast.is_some_and(|fast| fast.model.fingerprint() == score.model) {
             score.tier = FAST;
             let provisional = State::Provisional(score, Vec::new());
             self.current.memo.restore(text, provisional);
@@ -364,6 +367,12 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
             waiting: candidate.map_or(0, |candidate| candidate.waiting),
         });
     }
+}
+
+/// A model that answers in a burst.
+struct Fast {
+    model: Box<dyn Model>,
+    answers: Answers<Vec<ScoredText>>,
 }
 
 /// A model with what it said of the texts that rows hold.
