@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use dataflows::index::{DIFF, Selection};
+use dataflows::index::DIFF;
 use dataflows::pipelines::mentions::meaning;
 use models::evaluation::Confusion;
 
@@ -28,13 +28,9 @@ pub async fn tell(peeker: Peeker) {
 }
 
 async fn follow(peeker: &Peeker) -> anyhow::Result<()> {
-    let epoch = peeker.pin(vec![RELATION.to_owned()]).await?;
-    let all = Selection::default();
-    let mut changes = peeker.follow(epoch, RELATION.to_owned(), all.clone());
+    let (_, rows, mut changes) = peeker.follow_from_now(RELATION).await?;
     let mut counts = Counts::new();
-    for rows in peeker.read(epoch, RELATION.to_owned(), all).all().await? {
-        add(&mut counts, &rows);
-    }
+    rows.iter().for_each(|rows| add(&mut counts, rows));
     show(&counts);
     while let Some(changes) = changes.next().await? {
         for rows in &changes.batches {

@@ -260,6 +260,11 @@ impl fmt::Display for Mistakes {
     }
 }
 
+/// The topics that are read; none if an expression is none, which is told of when the topics are looked for.
+fn topics_read(topics: &[String]) -> RegexSet {
+    RegexSet::new(topics.iter().map(|topic| exactly(topic))).unwrap_or_default()
+}
+
 /// A topic as an expression, if it is not one already.
 fn exactly(topic: &str) -> String {
     match topic.starts_with('^') {
@@ -372,10 +377,7 @@ impl Check<'_> {
                 let kafka = &settings.source.kafka;
                 let message = "name at least one topic";
                 self.require(!kafka.topics.is_empty(), "source.kafka.topics", message);
-                let brokers = kafka.properties.contains_key("bootstrap.servers");
-                let message =
-                    "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
-                self.require(brokers, "source.kafka.properties", message);
+                self.require_brokers("source.kafka.properties", &kafka.properties);
                 let reset = kafka.properties.get("auto.offset.reset");
                 let known =
                     reset.is_none_or(|reset| ["error", "earliest"].contains(&reset.as_str()));
@@ -455,9 +457,7 @@ impl Check<'_> {
             key,
             "needs Debezium's envelope: format = \"debezium\"",
         );
-        // An expression that is none is told of when the topics are looked for.
-        let read =
-            RegexSet::new(kafka.topics.iter().map(|topic| exactly(topic))).unwrap_or_default();
+        let read = topics_read(&kafka.topics);
         let topic = kafka.transactions.clone();
         let apart = !read.is_match(&topic);
         self.require(apart, key, "is among source.kafka.topics; it holds no rows");
@@ -689,24 +689,24 @@ impl Check<'_> {
         sinks
     }
 
+    fn require_brokers(&mut self, key: &'static str, properties: &BTreeMap<String, String>) {
+        let brokers = properties.contains_key("bootstrap.servers");
+        let message = "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
+        self.require(brokers, key, message);
+    }
+
     fn publisher(&mut self, settings: &Settings) -> Option<PublisherPlan> {
         let publisher = &settings.sink.kafka;
         if !publisher.enabled {
             return None;
         }
-        let brokers = publisher.properties.contains_key("bootstrap.servers");
-        let message = "\"bootstrap.servers\" is missing; name a broker, such as \"127.0.0.1:9092\"";
-        self.require(brokers, "sink.kafka.properties", message);
+        self.require_brokers("sink.kafka.properties", &publisher.properties);
         let topic = &publisher.topic;
         self.require(!topic.is_empty(), "sink.kafka.topic", "name a topic");
         if settings.source.kind == SourceKind::Kafka {
-            let topics = &settings.source.kafka.topics;
-            let read = topics.iter().any(|source| {
-                // An expression that is none is told of elsewhere.
-                regex::Regex::new(&exactly(source)).is_ok_and(|source| source.is_match(topic))
-            });
+            let read = topics_read(&settings.source.kafka.topics);
             let message = format!("\"{topic}\" is one of source.kafka.topics; name another");
-            self.require(!read, "sink.kafka.topic", message);
+            self.require(!read.is_match(topic), "sink.kafka.topic", message);
         }
         let mut published = PUBLISHED.iter();
         let Some((relation, key_columns)) =

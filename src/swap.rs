@@ -249,23 +249,28 @@ impl Swap {
         self.fast.as_ref().map(|fast| Arc::clone(&fast.scorer))
     }
 
+    /// The model that answers in a burst, unless it has become the one whose scores count.
+    fn stand_in(&self, current: &Scorer) -> Option<&FastModel> {
+        let fast = self.fast.as_ref();
+        fast.filter(|fast| fast.scorer.fingerprint() != current.fingerprint())
+    }
+
     /// Whether with so many more texts too many wait for the model whose scores count.
     pub fn is_burst(&self, texts: usize) -> bool {
-        let Some(fast) = &self.fast else {
-            return false;
-        };
         let current = self.current();
         let waiting = current.statistics().waiting + texts as u64;
-        waiting > fast.waiting_texts && current.fingerprint() != fast.scorer.fingerprint()
+        let stand_in = self.stand_in(&current);
+        stand_in.is_some_and(|fast| waiting > fast.waiting_texts)
     }
 
     /// How many texts hold up epochs.
     pub fn holding_up(&self) -> u64 {
-        let current = self.current().statistics().waiting;
-        let answers = |fast: &FastModel| fast.scorer.statistics().waiting + fast.waiting_texts;
-        self.fast
-            .as_ref()
-            .map_or(current, |fast| current.min(answers(fast)))
+        let current = self.current();
+        let waiting = current.statistics().waiting;
+        match self.stand_in(&current) {
+            Some(fast) => waiting.min(fast.scorer.statistics().waiting + fast.waiting_texts),
+            None => waiting,
+        }
     }
 
     /// What the models have done, and what waits for the one whose scores count.

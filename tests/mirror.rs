@@ -102,28 +102,19 @@ fn rows_of(running: &Running) -> Rows {
     rows.collect()
 }
 
-fn change(site: &Site, numbers: &mut Numbers) {
-    let file = format!("{}.json", numbers.below(40));
-    match numbers.below(3) {
-        // It may not be there.
-        0 => drop(std::fs::remove_file(site.path("tweets").join(file))),
-        _ => site.tweet(&file, &format!("@user{} hears", numbers.below(30))),
-    }
-}
-
 #[test]
 fn a_mirror_equals_its_relation_after_changes_kills_and_meddling() {
     let mirrored = Mirrored::make();
     let site = Site::new("[model]\nenabled = false\n[tables]\ncheckpoint_interval_s = 1\n");
     let mut numbers = Numbers(11);
-    (0..100).for_each(|_| change(&site, &mut numbers));
+    (0..100).for_each(|_| site.change(&mut numbers));
     for round in 0..4 {
         let running = site.start_with(&[], &mirrored.variables());
         let equal = || mirrored.rows() == rows_of(&running);
         running.wait_for("the mirror", equal);
         assert!(!mirrored.rows().is_empty());
         for _ in 0..5 {
-            (0..10).for_each(|_| change(&site, &mut numbers));
+            (0..10).for_each(|_| site.change(&mut numbers));
             running.wait_for("the mirror to follow", equal);
         }
         if round == 0 {
@@ -135,7 +126,7 @@ fn a_mirror_equals_its_relation_after_changes_kills_and_meddling() {
             assert!(!mirrored.rows().contains_key("nobody"));
         }
         // Changes may be on their way when it dies.
-        (0..10).for_each(|_| change(&site, &mut numbers));
+        (0..10).for_each(|_| site.change(&mut numbers));
         running.kill();
         mirrored.execute("delete from TABLE where mention like '%1'");
         mirrored.execute("update TABLE set negative = 77 where mention like '%2'");

@@ -16,15 +16,6 @@ use support::Site;
 use support::numbers::Numbers;
 use support::topics::{breaks, broker, last, messages, relation, sink};
 
-fn change(site: &Site, numbers: &mut Numbers) {
-    let file = format!("{}.json", numbers.below(40));
-    match numbers.below(3) {
-        // It may not be there.
-        0 => drop(std::fs::remove_file(site.path("tweets").join(file))),
-        _ => site.tweet(&file, &format!("@user{} hears", numbers.below(30))),
-    }
-}
-
 #[test]
 fn a_topic_tells_every_change_once_over_changes_and_kills() {
     const TOPIC: &str = "published_changes";
@@ -34,7 +25,7 @@ fn a_topic_tells_every_change_once_over_changes_and_kills() {
         sink("mention_sentiment", TOPIC, "debezium")
     ));
     let mut numbers = Numbers(5);
-    (0..100).for_each(|_| change(&site, &mut numbers));
+    (0..100).for_each(|_| site.change(&mut numbers));
     for _ in 0..4 {
         let running = site.start(&[]);
         let equal = || {
@@ -46,11 +37,11 @@ fn a_topic_tells_every_change_once_over_changes_and_kills() {
         };
         running.wait_for("the topic", equal);
         for _ in 0..5 {
-            (0..10).for_each(|_| change(&site, &mut numbers));
+            (0..10).for_each(|_| site.change(&mut numbers));
             running.wait_for("the topic to follow", equal);
         }
         // Changes may be on their way when it dies.
-        (0..10).for_each(|_| change(&site, &mut numbers));
+        (0..10).for_each(|_| site.change(&mut numbers));
         running.kill();
     }
     let all = messages(TOPIC);
@@ -104,7 +95,7 @@ fn assay_reads_what_assay_publishes() {
     ] {
         let site = Site::new(&sink("bronze", topic, format));
         let mut numbers = Numbers(7);
-        (0..100).for_each(|_| change(&site, &mut numbers));
+        (0..100).for_each(|_| site.change(&mut numbers));
         let first = site.start(&[]);
         first.wait_for("the topic", || !messages(topic).is_empty());
         let reader = Site::new(&format!(
@@ -116,7 +107,7 @@ fn assay_reads_what_assay_publishes() {
         let second = reader.start(&[]);
         let sql = "select mention, total, negative, predicted_negative from mention_sentiment order by mention";
         for _ in 0..5 {
-            (0..20).for_each(|_| change(&site, &mut numbers));
+            (0..20).for_each(|_| site.change(&mut numbers));
             second.wait_for("the same counts", || {
                 let (first, second) = (first.sql(sql), second.sql(sql));
                 !first.is_empty() && first == second

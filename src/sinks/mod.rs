@@ -15,7 +15,6 @@ use arrow::error::ArrowError;
 use connectors::kafka::PublishError;
 use connectors::postgres::MirrorError;
 use dataflows::change::Epoch;
-use dataflows::index::Selection;
 use serde_json::Value;
 use sql::{QueryError, ReadError};
 
@@ -176,10 +175,7 @@ async fn follow<S: Sink>(
         return Err(ReadError::Unavailable(message).into());
     };
     let mut sink = S::open(plan, readable.schema.clone()).await?;
-    let epoch = peeker.pin(vec![name.to_owned()]).await?;
-    let all = Selection::default();
-    let mut changes = peeker.follow(epoch, name.to_owned(), all.clone());
-    let rows = peeker.read(epoch, name.to_owned(), all).all().await?;
+    let (epoch, rows, mut changes) = peeker.follow_from_now(name).await?;
     let (written, removed) = sink.reset(epoch, &rows).await?;
     drop(rows);
     tracing::info!(written, removed, relation = %name, "the sink \"{}\" follows", S::NAME);

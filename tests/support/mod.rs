@@ -60,6 +60,16 @@ impl Site {
         std::fs::write(self.path("tweets").join(name), json.to_string()).unwrap();
     }
 
+    /// Writes, rewrites or removes one of forty tweets, about one of thirty.
+    pub(crate) fn change(&self, numbers: &mut numbers::Numbers) {
+        let file = format!("{}.json", numbers.below(40));
+        match numbers.below(3) {
+            // It may not be there.
+            0 => drop(std::fs::remove_file(self.path("tweets").join(file))),
+            _ => self.tweet(&file, &format!("@user{} hears", numbers.below(30))),
+        }
+    }
+
     /// Runs the program to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let config = self.path("assay.toml");

@@ -223,6 +223,21 @@ impl Peeker {
         ChangeStream::new(self.clone(), number, after, parts)
     }
 
+    /// All rows of a relation as of now, and what changes in it from then on: the epoch, the rows, the changes.
+    ///
+    /// # Errors
+    /// If the dataflow does not stand yet or has ended.
+    pub async fn follow_from_now(
+        &self,
+        relation: &str,
+    ) -> Result<(Epoch, Vec<RecordBatch>, ChangeStream), ReadError> {
+        let epoch = self.pin(vec![relation.to_owned()]).await?;
+        let all = Selection::default();
+        let changes = self.follow(epoch, relation.to_owned(), all.clone());
+        let rows = self.read(epoch, relation.to_owned(), all).all().await?;
+        Ok((epoch, rows, changes))
+    }
+
     /// Whether the dataflow stands, so that asking it will be heard.
     pub fn answering(&self) -> bool {
         self.shared.worker.get().is_some()
