@@ -288,18 +288,21 @@ impl<D: ExchangeData, F: Fn(&D) -> &Text> Scoring<D, F> {
     }
 
     fn restore(&mut self, (text, mut score): ScoredText) {
-        score.tier = FULL;
         let fast = self.fast.as_ref();
+        // The candidate may be the fast model: what was said in a burst is told apart by its tier.
+        let of_burst =
+            score.tier == FAST && fast.is_some_and(|fast| fast.model.fingerprint() == score.model);
         if score.model == self.current.fingerprint {
+            score.tier = FULL;
             self.current.memo.restore(text, State::Known(score));
+        } else if of_burst {
+            let provisional = State::Provisional(score, Vec::new());
+            self.current.memo.restore(text, provisional);
         } else if let Some(candidate) = &mut self.candidate
             && score.model == candidate.fingerprint
         {
+            score.tier = FULL;
             candidate.texts.insert(text, Some(score));
-        } else if fast.is_some_and(|fast| fast.model.fingerprint() == score.model) {
-            score.tier = FAST;
-            let provisional = State::Provisional(score, Vec::new());
-            self.current.memo.restore(text, provisional);
         }
     }
 
