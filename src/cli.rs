@@ -558,8 +558,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Query(query) => show(&query.asking, |server| server.ask(&query.sql, query.at)),
         Command::Subscribe(subscribe) => follow_changes(&subscribe),
         Command::Explain(explain) => show_explained(&explain),
-        Command::Monitor(asking) => monitor::run(&asking.whom.server(), asking.json)
-            .with_context(|| format!("cannot ask {}", asking.whom.server)),
+        Command::Monitor(asking) => monitor::run(&asking.whom.server(), asking.json),
         Command::Report { out, whom } => {
             println!("{}", report::write(&whom.server(), &out)?);
             Ok(())
