@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
+use dataflows::pipelines::mentions::meaning;
 use models::evaluation::Confusion;
 use regex::{Captures, Regex};
 use serde_json::Value;
@@ -10,7 +11,6 @@ use serde_json::Value;
 use crate::charts;
 use crate::mlflow::{Run, TrackingServer};
 use crate::query::client::Server;
-use dataflows::pipelines::mentions::meaning;
 
 /// Parameters of every run, and where a process tells them.
 const TOLD: [(&str, &str); 3] = [

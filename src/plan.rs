@@ -260,9 +260,11 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// The topics that are read; none if an expression is none, which is told of when the topics are looked for.
+/// The topics that are read; an expression that is none is told of when the topics are looked for.
 fn topics_read(topics: &[String]) -> RegexSet {
-    RegexSet::new(topics.iter().map(|topic| exactly(topic))).unwrap_or_default()
+    let topics = topics.iter().map(|topic| exactly(topic));
+    let expressions = topics.filter(|topic| regex::Regex::new(topic).is_ok());
+    RegexSet::new(expressions).unwrap_or_default()
 }
 
 /// A topic as an expression, if it is not one already.
@@ -979,7 +981,8 @@ mod tests {
             ))
         };
         assert!(plan("tweets", "users").is_ok());
-        for topics in ["counts", "^c.*"] {
+        // One that is no expression does not hide the others.
+        for topics in ["counts", "^c.*", "^(\", \"counts"] {
             let message = plan(topics, "users").unwrap_err();
             assert!(message.contains("sink.kafka.topic"), "{message}");
         }

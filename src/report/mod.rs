@@ -7,6 +7,7 @@ mod page;
 use std::path::Path;
 
 use anyhow::Context;
+use dataflows::pipelines::mentions::meaning;
 use dataflows::pipelines::mentions::polarity;
 use models::evaluation::Confusion;
 use serde_json::Value;
@@ -14,7 +15,6 @@ use serde_json::Value;
 use crate::charts::{self, ACCENT, NEGATIVE, NEUTRAL, OTHER, POSITIVE, Png, Series};
 use crate::progress::thousands;
 use crate::query::client::Server;
-use dataflows::pipelines::mentions::meaning;
 
 /// Rows of a section each: its name, up to three texts, and up to four numbers.
 const QUERY: &str = r#"
