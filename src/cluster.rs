@@ -113,7 +113,7 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         // The first process finishes what a crash cut short, before the others look at the tables.
         process.open_tables()?;
     }
-    let (peeker, asks) = peeker();
+    let (peeker, asks) = peeker(Arc::clone(process.further()));
     let threads = query_threads().map_err(failed)?;
     let limits = process.plan().limits();
     let queries = Queries::new(peeker.clone(), threads.handle().clone(), limits);

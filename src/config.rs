@@ -55,6 +55,8 @@ pub struct SourceSettings {
     pub most_rejects_percent: u64,
     /// How the source names the columns.
     pub columns: ColumnsSettings,
+    /// Whether bronze keeps all other columns as well.
+    pub further_columns: bool,
     /// A folder of files.
     pub files: FilesSettings,
     /// Topics of a Kafka cluster.
@@ -92,6 +94,7 @@ impl Default for SourceSettings {
             kind: SourceKind::default(),
             most_rejects_percent: 100,
             columns: ColumnsSettings::default(),
+            further_columns: false,
             files: FilesSettings::default(),
             kafka: KafkaSettings::default(),
         }

@@ -317,16 +317,16 @@ impl Sample {
         }
         for change in told {
             match change.state {
-                State::Row(Ok(row)) => {
+                State::Row(Ok(row)) | State::More(Ok(row)) => {
                     self.rows += 1;
                     let date = row.date.as_ref().and_then(|date| date.parse().ok());
                     self.numeric_date = date.or(self.numeric_date);
                 }
-                State::Row(Err(reject)) => {
+                State::Row(Err(reject)) | State::More(Err(reject)) => {
                     *self.rejects.entry(reject.reason.to_string()).or_default() += 1
                 }
                 State::Patch(_) => self.patches += 1,
-                State::Gone | State::Left(_) | State::Arrived(_) => self.deletes += 1,
+                State::Gone | State::Fewer(_) | State::Left(_) | State::Arrived(_) => self.deletes += 1,
                 State::Truncated(_) => self.truncations += 1,
                 State::Retry(_) | State::Retried(_) | State::Tell(_) => {}
             }

@@ -153,6 +153,9 @@ impl Reader {
             pushed.map_err(|NotYet(reason)| SourceError::Retry(reason))?;
             self.waiting.pop_front();
         }
+        let ahead = intake.ahead();
+        self.source
+            .hold(&ahead.iter().map(|name| &**name).collect::<Vec<_>>());
         let received = Timestamp(now_ms() as i64 * 1_000);
         let waiting = &mut self.waiting;
         let mut records = 0;
@@ -181,7 +184,7 @@ impl Reader {
             false => Vec::new().into_iter(),
         };
         let moved = moved.map(|(partition, next_offset)| Position {
-            partition,
+            partition: partition.into(),
             next_offset,
         });
         self.ingest.intake.close(epoch, moved.collect())?;
@@ -191,7 +194,10 @@ impl Reader {
 
     fn report(&mut self) {
         let lags = self.source.lag();
-        if lags.iter().all(|(_, waiting)| *waiting == 0)
+        // What is held back is not waited for.
+        let ahead = self.ingest.intake.ahead();
+        let held = |name: &str| ahead.iter().any(|partition| **partition == *name);
+        if lags.iter().all(|(name, waiting)| *waiting == 0 || held(name))
             && let Some(warning) = self.ingest.intake.nothing_waits()
         {
             tracing::warn!("{warning}");

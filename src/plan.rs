@@ -418,6 +418,7 @@ impl Check<'_> {
         let plain = Format::new::<Arc<mentions::Bronze>>(Envelope::Upsert);
         let format = Format {
             columns: columns.map(String::clone).into(),
+            further: settings.source.further_columns.then(Arc::default),
             ..plain
         };
         let envelope = match (settings.source.kind, kafka.format) {
@@ -432,6 +433,7 @@ impl Check<'_> {
             (SourceKind::Kafka, KafkaFormat::Upsert) => Envelope::Upsert,
             (SourceKind::Kafka, KafkaFormat::Append) => Envelope::Append,
         };
+        let keyless = self.keyless(kafka);
         let encoding = match kafka.encoding {
             KafkaEncoding::Json => Encoding::Json,
             KafkaEncoding::Avro => self.avro(&kafka.registry, folder),
@@ -440,12 +442,26 @@ impl Check<'_> {
             envelope,
             encoding,
             transactions: self.transactions(kafka),
-            key_columns: kafka.key.clone(),
+            key_columns: if keyless { Vec::new() } else { kafka.key.clone() },
+            keyless,
             several_topics: kafka.topics.len() > 1
                 || kafka.topics.iter().any(|t| t.starts_with('^')),
             unavailable: kafka.unavailable_value.clone(),
             ..format
         }
+    }
+
+    /// Whether rows are told apart by all that is read of them.
+    fn keyless(&mut self, kafka: &config::KafkaSettings) -> bool {
+        let whole_row = |name: &String| name == "*";
+        let keyless = kafka.key.iter().any(whole_row);
+        let key = "source.kafka.key";
+        let alone = !keyless || kafka.key.len() == 1;
+        self.require(alone, key, "\"*\" stands for the whole row, so nothing can stand beside it");
+        let debezium = !keyless || kafka.format == KafkaFormat::Debezium;
+        let message = "\"*\" needs Debezium's envelope, which tells of rows as they were";
+        self.require(debezium, key, message);
+        keyless
     }
 
     fn transactions(&mut self, kafka: &config::KafkaSettings) -> Option<TransactionTopic> {

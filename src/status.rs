@@ -32,11 +32,16 @@ struct Told {
 }
 
 impl Statuses {
-    /// A process has told of itself, in JSON; what is no JSON is passed over.
-    pub fn note(&self, process: usize, status: &str) {
-        let Ok(status) = serde_json::from_str(status) else {
-            return;
+    /// A process has told of itself, in JSON; what is no JSON is passed over. Returns the further columns that it
+    /// has met.
+    pub fn note(&self, process: usize, status: &str) -> Vec<String> {
+        let Ok(status) = serde_json::from_str::<Value>(status) else {
+            return Vec::new();
         };
+        let further = status["source"]["further_columns"].as_array();
+        let further = further.into_iter().flatten();
+        let further = further.filter_map(|name| name.as_str().map(str::to_owned));
+        let further = further.collect();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.processes.insert(process, status);
         let now = told.now();
@@ -49,6 +54,7 @@ impl Statuses {
             told.history.push_back(now.clone());
         }
         self.newest.send_replace(now);
+        further
     }
 
     /// All processes now, in JSON.
@@ -118,6 +124,7 @@ pub fn of(process: &Process) -> Value {
                 Reading::Paused => "paused",
                 Reading::TooManyRejects => "too many rejects",
             },
+            "further_columns": process.further().all(),
             "caught_up_at": *process.watch_caught_up().borrow(),
             "partitions": partitions(process),
         },

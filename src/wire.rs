@@ -11,6 +11,7 @@ use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
+use dataflows::envelope::further::FurtherNames;
 use dataflows::envelope::Format;
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions::{self, Bronze};
@@ -74,6 +75,8 @@ pub struct Process {
     statuses: Statuses,
     /// Cloned for each sink that does not follow its relation yet.
     sinks_behind: Arc<()>,
+    /// Further columns of the source that have been met, on any process.
+    further: Arc<FurtherNames>,
 }
 
 /// The epoch of the last checkpoint, and the version at which it left each table.
@@ -130,6 +133,7 @@ impl Process {
                 Some(Arc::new(swap))
             }
         };
+        let further = plan.format.further.clone().unwrap_or_default();
         Ok(Self {
             format: Mutex::new(plan.format.clone()),
             retries: AtomicU64::default(),
@@ -151,6 +155,7 @@ impl Process {
             started: now_ms(),
             statuses: Statuses::default(),
             sinks_behind: Arc::default(),
+            further,
         })
     }
 
@@ -189,7 +194,9 @@ impl Process {
         if let Some(file) = &self.plan.file {
             match Plan::read(file, &Overrides::default()) {
                 Ok(plan) => {
-                    *self.format.lock().unwrap_or_else(PoisonError::into_inner) = plan.format
+                    let mut format = plan.format;
+                    format.further = format.further.map(|_| Arc::clone(&self.further));
+                    *self.format.lock().unwrap_or_else(PoisonError::into_inner) = format;
                 }
                 Err(error) => {
                     tracing::error!("{error:#}; what it said of messages before is kept to");
@@ -209,6 +216,11 @@ impl Process {
     pub fn format(&self) -> Format {
         let format = self.format.lock().unwrap_or_else(PoisonError::into_inner);
         format.clone()
+    }
+
+    /// The further columns of the source that have been met, on any process.
+    pub fn further(&self) -> &Arc<FurtherNames> {
+        &self.further
     }
 
     /// Whether the source is read.
@@ -351,6 +363,9 @@ impl Process {
             Ok::<_, StoreError>((store, relations))
         });
         let (store, relations) = opened?;
+        for table in store.tables().values() {
+            self.further.meet(table.further()?);
+        }
         let positions = store.positions().iter();
         let positions = positions
             .map(|(name, offset)| (name.as_str().into(), *offset))
@@ -655,18 +670,23 @@ impl Model for PooledModel {
                     .collect(),
             );
         });
+        let texts = texts.into_iter().map(Arc::from).collect();
         self.0.submit(texts, &answer);
     }
 }
 
-fn to_score((text, prediction): (Text, Prediction), model: &Text, tier: Tier) -> (Text, Score) {
+fn to_score(
+    (text, prediction): (Arc<str>, Prediction),
+    model: &Text,
+    tier: Tier,
+) -> (Text, Score) {
     let score = Score {
-        label: prediction.label,
+        label: prediction.label.into(),
         confidence: Confidence(prediction.confidence),
-        model: Arc::clone(model),
+        model: model.clone(),
         tier,
     };
-    (text, score)
+    (text.into(), score)
 }
 
 struct TableSink {

@@ -137,7 +137,8 @@ impl Turns {
                     }
                     Order::Status(process, status) => {
                         if self.first_of_process {
-                            self.process.statuses().note(process, &status);
+                            let further = self.process.statuses().note(process, &status);
+                            self.process.further().meet(further);
                         }
                     }
                 }

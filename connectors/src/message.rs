@@ -40,6 +40,9 @@ pub trait Source: Send {
         deliver: &mut dyn FnMut(&Message<'_>),
     ) -> Result<Polled, SourceError>;
 
+    /// Delivers nothing of these partitions until called again without them.
+    fn hold(&mut self, _partitions: &[&str]) {}
+
     /// The offsets that moved since the last call.
     fn moved(&mut self) -> Vec<Offset>;
 

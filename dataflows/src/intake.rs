@@ -51,6 +51,9 @@ pub trait Intake: Send {
     /// How many messages are held back until the transactions are complete that they belong to.
     fn held_back(&self) -> usize;
 
+    /// The partitions that are not to be read for now, because what was read of them waits for others.
+    fn ahead(&self) -> Vec<Text>;
+
     /// Closes the open epoch, together with the positions that it moved; waits while the worker is
     /// behind. Epochs must increase.
     ///
@@ -165,6 +168,12 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
         self.transactions
             .as_ref()
             .map_or(0, Transactions::held_back)
+    }
+
+    fn ahead(&self) -> Vec<Text> {
+        self.transactions
+            .as_ref()
+            .map_or_else(Vec::new, Transactions::ahead)
     }
 
     fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed> {

@@ -10,7 +10,7 @@ use arrow::array::{
     Array, ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
-use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit};
 use differential_dataflow::ExchangeData;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3Default;
@@ -109,6 +109,11 @@ pub trait Column: Sized {
     /// The Arrow type of the column.
     fn data_type() -> DataType;
 
+    /// The column's declaration.
+    fn field(name: &str) -> Field {
+        Field::new(name, Self::data_type(), Self::NULLABLE)
+    }
+
     /// The column's values in order.
     fn write<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef
     where
@@ -152,6 +157,38 @@ impl Column for Option<Text> {
     fn read(array: &dyn Array) -> Option<Vec<Self>> {
         let array = array.as_any().downcast_ref::<StringArray>()?;
         Some(array.iter().map(|text| text.map(Text::from)).collect())
+    }
+}
+
+/// Further columns of a row, as [`crate::envelope::further`] writes them: in tables and queries each is a column
+/// of its own, which is what the mark [`FURTHER`] asks for.
+#[derive(
+    Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize,
+)]
+pub struct Further(pub Option<Text>);
+
+/// The mark, in a field's metadata, of a column that holds others: objects of JSON with texts by name.
+pub const FURTHER: &str = "assay.further";
+
+impl Column for Further {
+    const NULLABLE: bool = true;
+
+    fn data_type() -> DataType {
+        <Option<Text>>::data_type()
+    }
+
+    fn field(name: &str) -> Field {
+        let mark = [(FURTHER.to_owned(), String::new())];
+        Field::new(name, Self::data_type(), true).with_metadata(mark.into())
+    }
+
+    fn write<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        <Option<Text>>::write(values.map(|further| &further.0))
+    }
+
+    fn read(array: &dyn Array) -> Option<Vec<Self>> {
+        let texts = <Option<Text>>::read(array)?;
+        Some(texts.into_iter().map(Self).collect())
     }
 }
 
@@ -302,11 +339,10 @@ macro_rules! record {
             }
 
             fn schema() -> arrow::datatypes::SchemaRef {
-                use arrow::datatypes::{Field, Schema};
                 use $crate::record::Column;
-                std::sync::Arc::new(Schema::new(vec![
-                    Field::new(stringify!($first), <$first_type>::data_type(), <$first_type>::NULLABLE),
-                    $( Field::new(stringify!($field), <$type>::data_type(), <$type>::NULLABLE), )*
+                std::sync::Arc::new(arrow::datatypes::Schema::new(vec![
+                    <$first_type>::field(stringify!($first)),
+                    $( <$type>::field(stringify!($field)), )*
                 ]))
             }
 

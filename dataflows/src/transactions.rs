@@ -24,6 +24,9 @@ use crate::operators::checkpoint::Position;
 /// takes to find the topic of the ends, which is made with the first of them.
 const PATIENCE: u32 = 30;
 
+/// How many messages of one partition may wait, besides those of the transaction that is waited for.
+const MOST_AHEAD: usize = 20_000;
+
 /// How many transactions are remembered that have been released. A connector that crashed tells the
 /// last ones again.
 const REMEMBERED: usize = 10_000;
@@ -280,6 +283,20 @@ impl<R: SourceRow> Transactions<R> {
         ))
     }
 
+    /// The partitions that have run so far ahead that they had better not be read until others have followed: what
+    /// they hold of the transaction that is waited for has been read, and much of what follows it.
+    pub(crate) fn ahead(&self) -> Vec<Text> {
+        let next = self.next();
+        let ahead = |queue: &Partition<R>| {
+            let mut newest = queue.waiting.iter().rev();
+            queue.waiting.len() > MOST_AHEAD
+                && newest.find_map(|waiting| waiting.transaction.as_ref()) != next.as_ref()
+        };
+        let partitions = self.partitions.iter();
+        let ahead = partitions.filter(|(_, queue)| ahead(queue));
+        ahead.map(|(partition, _)| partition.clone()).collect()
+    }
+
     /// How many messages wait.
     pub(crate) fn held_back(&self) -> usize {
         let queues = self.partitions.values();
@@ -300,7 +317,7 @@ impl<R: SourceRow> Transactions<R> {
     /// the source has been read.
     pub(crate) fn released_up_to(&mut self, read: Vec<Position>) -> Vec<Position> {
         for position in read {
-            let queue = self.partitions.entry(position.partition.as_ref().into());
+            let queue = self.partitions.entry(position.partition.clone());
             match queue {
                 Entry::Occupied(mut queue) => queue.get_mut().read_to = position.next_offset,
                 Entry::Vacant(queue) => {
@@ -351,6 +368,7 @@ mod tests {
         fn from_fields(
             _: Text,
             fields: &[Field<'_>],
+            _: Option<Text>,
             paths: &[String],
             _: &Message<'_>,
         ) -> Result<Self, String> {
@@ -509,6 +527,20 @@ mod tests {
         assert_eq!(reader.read(T, &end(4, &[("public.a", 1)])), ["a3", "a4"]);
         // What comes late is shown at once.
         assert_eq!(reader.read(B, &event(1, 2, "b1")), ["b1"]);
+    }
+
+    #[test]
+    fn a_partition_is_held_once_much_waits_that_is_not_of_what_is_waited_for() {
+        let mut reader = Reader::new();
+        reader.read(A, &event(1, 1, "a1"));
+        for order in 0..=MOST_AHEAD as u64 {
+            assert!(reader.transactions.ahead().is_empty());
+            reader.read(A, &event(2, order, "a2"));
+        }
+        assert_eq!(reader.transactions.ahead(), [Text::from(A)]);
+        // However large a transaction is, it is read.
+        reader.read(T, &end(1, &[("public.a", 1)]));
+        assert!(reader.transactions.ahead().is_empty());
     }
 
     #[test]

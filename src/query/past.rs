@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::row::{OwnedRow, RowConverter, SortField};
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
-use connectors::delta::{DataFile, Table};
+use connectors::delta::{DataFile, Table, further};
 use dataflows::change::Epoch;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryFutureExt};
@@ -174,6 +174,15 @@ impl std::fmt::Debug for AtVersions {
     }
 }
 
+impl AtVersions {
+    /// The further columns that a table had.
+    fn further(&self, relation: &str) -> Vec<String> {
+        let table = self.tables.get(relation);
+        let further = table.and_then(|table| table.further().ok());
+        further.unwrap_or_default()
+    }
+}
+
 impl Relations for AtVersions {
     fn epoch(&self) -> u64 {
         self.epoch
@@ -183,7 +192,7 @@ impl Relations for AtVersions {
         let schemas = self.schemas.iter();
         let relation = |(name, schema): &(&str, SchemaRef)| Relation {
             name: (*name).to_owned(),
-            schema: Arc::clone(schema),
+            schema: further::shown(schema, &self.further(name)),
             // Files are read whole, whatever is looked for.
             look_ups: Vec::new(),
         };
@@ -193,10 +202,16 @@ impl Relations for AtVersions {
     fn read(&self, relation: &str, selection: Selection) -> RowStream {
         let unnamed = ReadError::Unavailable(format!("\"{relation}\" was not opened"));
         let table = self.tables.get(relation).cloned().ok_or(unnamed);
+        let further = self.further(relation);
         let rows = async move {
             let batches = table?.rows().await.map_err(unavailable)?;
-            let columns =
-                move |batch: RecordBatch| batch.project(&selection.columns).map_err(unavailable);
+            let columns = move |batch: RecordBatch| {
+                let batch = further::expand(&batch, &further).map_err(unavailable)?;
+                let schema = batch.schema();
+                let places = selection.columns.iter().map(|name| schema.index_of(name));
+                let places: Vec<_> = places.collect::<Result<_, _>>().map_err(unavailable)?;
+                batch.project(&places).map_err(unavailable)
+            };
             Ok(futures::stream::iter(batches.into_iter().map(columns)))
         };
         rows.try_flatten_stream().boxed()

@@ -7,12 +7,15 @@ use dataflows::change::Epoch;
 use dataflows::index::{LookUp, Selection};
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
+use connectors::delta::further;
 use sql::{
     Answer, Condition, Limits, Progress, QueryError, ReadError, Relation, Relations, Snapshots,
 };
 use tokio::runtime::Handle;
 
-use super::peek::Peeker;
+use super::peek::{Peeker, Readable};
 use crate::{metrics, now_ms};
 
 /// How often a query is asked again whose epoch went while it was planned.
@@ -89,17 +92,7 @@ fn stopping() -> QueryError {
 
 impl Snapshots for Queries {
     fn relations(&self) -> Vec<Relation> {
-        let catalog = self.peeker.catalog().iter();
-        let relation = |(name, readable): (&String, &super::peek::Readable)| Relation {
-            name: name.clone(),
-            schema: Arc::clone(&readable.schema),
-            look_ups: readable
-                .look_ups
-                .iter()
-                .map(|&name| name.to_owned())
-                .collect(),
-        };
-        catalog.map(relation).collect()
+        relations(&self.peeker, &self.peeker.further())
     }
 
     fn pin(&self, named: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Relations>, ReadError>> {
@@ -107,13 +100,30 @@ impl Snapshots for Queries {
             let epoch = self.peeker.pin(named).await?;
             let queries = self.clone();
             let started = Instant::now();
+            let further = queries.peeker.further();
             Ok(Arc::new(AtEpoch {
                 queries,
                 epoch,
+                further,
                 started,
             }) as Arc<dyn Relations>)
         })
     }
+}
+
+/// All relations, with further columns of these names.
+fn relations(peeker: &Peeker, names: &[String]) -> Vec<Relation> {
+    let catalog = peeker.catalog().iter();
+    let relation = |(name, readable): (&String, &Readable)| Relation {
+        name: name.clone(),
+        schema: further::shown(&readable.schema, names),
+        look_ups: readable
+            .look_ups
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect(),
+    };
+    catalog.map(relation).collect()
 }
 
 /// All relations, as they were at one epoch.
@@ -121,6 +131,8 @@ impl Snapshots for Queries {
 struct AtEpoch {
     queries: Queries,
     epoch: Epoch,
+    /// The names of further columns, the same throughout a statement.
+    further: Vec<String>,
     started: Instant,
 }
 
@@ -136,7 +148,7 @@ impl Relations for AtEpoch {
     }
 
     fn relations(&self) -> Vec<Relation> {
-        self.queries.relations()
+        relations(&self.queries.peeker, &self.further)
     }
 
     fn read(&self, relation: &str, selection: sql::Selection) -> sql::RowStream {
@@ -145,20 +157,24 @@ impl Relations for AtEpoch {
             values,
             any_case: false,
         });
+        let peeker = &self.queries.peeker;
+        let Some(readable) = peeker.catalog().get(relation) else {
+            let unknown = ReadError::Unavailable(format!("there is no relation \"{relation}\""));
+            return futures::stream::iter([Err(unknown)]).boxed();
+        };
+        let columns = Columns::of(&readable.schema, selection.columns);
         let selection = Selection {
             look_up,
-            columns: Some(selection.columns),
+            columns: Some(columns.read.clone()),
             limit: selection.limit,
         };
-        let rows = self
-            .queries
-            .peeker
-            .read(self.epoch, relation.to_owned(), selection);
-        let next = async |mut rows: super::peek::RowStream| {
+        let rows = peeker.read(self.epoch, relation.to_owned(), selection);
+        let next = async |(mut rows, columns): (super::peek::RowStream, Columns)| {
             let next = rows.next().await.transpose()?;
-            Some((next, rows))
+            let shown = next.and_then(|rows| columns.shown(&rows));
+            Some((shown, (rows, columns)))
         };
-        futures::stream::unfold(rows, next).boxed()
+        futures::stream::unfold((rows, columns), next).boxed()
     }
 
     fn progress(&self) -> BoxFuture<'static, Result<Vec<Progress>, ReadError>> {
@@ -173,5 +189,40 @@ impl Relations for AtEpoch {
             });
             Ok(rows.collect())
         })
+    }
+}
+
+/// Columns of a relation that are wanted, some of which one column of it may hold.
+struct Columns {
+    /// The columns to read, by their places.
+    read: Vec<usize>,
+    /// Those that are held, and all in the order in which they are wanted.
+    held: Vec<String>,
+    wanted: Vec<String>,
+}
+
+impl Columns {
+    fn of(schema: &Schema, wanted: Vec<String>) -> Self {
+        let place = |name: &String| schema.index_of(name).ok();
+        let mut read: Vec<usize> = wanted.iter().filter_map(place).collect();
+        let held = wanted.iter().filter(|name| place(name).is_none());
+        let held: Vec<_> = held.cloned().collect();
+        if !held.is_empty() {
+            read.extend(further::place(schema));
+        }
+        Self { read, held, wanted }
+    }
+
+    fn shown(&self, rows: &RecordBatch) -> Result<RecordBatch, ReadError> {
+        if self.held.is_empty() {
+            return Ok(rows.clone());
+        }
+        let rows = further::expand(rows, &self.held);
+        let rows = rows.and_then(|rows| {
+            let schema = rows.schema();
+            let places = self.wanted.iter().map(|name| schema.index_of(name));
+            rows.project(&places.collect::<Result<Vec<_>, _>>()?)
+        });
+        rows.map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 }

@@ -10,6 +10,7 @@
     reason = "a test that cannot go on should fail there"
 )]
 
+mod captured;
 #[path = "../support/numbers.rs"]
 mod numbers;
 
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use dataflows::change::Text;
 use dataflows::envelope::{Decoder, Envelope, Format, Message, Retry, RowChange, UNAVAILABLE};
 use dataflows::operators::upsert::{State, Upsert, never, upsert};
-use dataflows::pipelines::mentions::Bronze;
+use dataflows::pipelines::mentions::{Bronze, told_as_copy};
 use dataflows::record::Timestamp;
 use dataflows::reject::Reject;
 use numbers::Numbers;
@@ -44,6 +45,9 @@ struct Case {
     key: Vec<String>,
     #[serde(default)]
     several_topics: bool,
+    /// Whether further columns are kept.
+    #[serde(default)]
+    further: bool,
     /// Whether it may be broken off anywhere: a truncation reaches further while nothing is.
     #[serde(default = "yes")]
     restarts: bool,
@@ -73,6 +77,25 @@ struct Told {
     headers: BTreeMap<String, String>,
 }
 
+/// A message as it comes.
+#[derive(Clone, Default)]
+struct Delivered {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: BTreeMap<String, Vec<u8>>,
+}
+
+impl Told {
+    fn delivered(self) -> Delivered {
+        let headers = self.headers.into_iter();
+        Delivered {
+            key: self.key.map(String::into_bytes),
+            value: self.value.map(String::into_bytes),
+            headers: headers.map(|(name, value)| (name, value.into_bytes())).collect(),
+        }
+    }
+}
+
 fn default_topic() -> String {
     "notes".to_owned()
 }
@@ -80,8 +103,11 @@ fn default_topic() -> String {
 #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
 #[serde(deny_unknown_fields)]
 struct Row {
-    key: String,
+    /// Any, if it is not said.
+    key: Option<String>,
     text: String,
+    #[serde(default)]
+    further: BTreeMap<String, String>,
     date: Option<String>,
     user: Option<String>,
     sentiment: Option<String>,
@@ -114,9 +140,12 @@ impl Case {
             true => plain.columns.clone(),
             false => self.columns.clone(),
         };
+        let keyless = self.key == ["*"];
         Format {
             columns,
-            key_columns: self.key.clone(),
+            keyless,
+            key_columns: if keyless { Vec::new() } else { self.key.clone() },
+            further: self.further.then(Arc::default),
             several_topics: self.several_topics,
             unavailable: UNAVAILABLE.to_owned(),
             ..plain
@@ -124,7 +153,7 @@ impl Case {
     }
 
     /// The messages with their positions, those of each partition in order, partitions mingled.
-    fn mingled(&self, numbers: &mut Numbers) -> Vec<(String, Told)> {
+    fn mingled(&self, numbers: &mut Numbers) -> Vec<(String, Delivered)> {
         let mut partitions: BTreeMap<(String, usize), Vec<Told>> = BTreeMap::new();
         for told in &self.message {
             let partition = (told.topic.clone(), told.partition);
@@ -134,8 +163,9 @@ impl Case {
             .into_iter()
             .map(|((topic, partition), told)| {
                 let numbered = told.into_iter().enumerate();
-                let placed =
-                    numbered.map(|(offset, told)| (format!("{topic}/{partition}/{offset}"), told));
+                let placed = numbered.map(|(offset, told)| {
+                    (format!("{topic}/{partition}/{offset}"), told.delivered())
+                });
                 placed.collect::<std::collections::VecDeque<_>>()
             })
             .collect();
@@ -152,7 +182,7 @@ impl Case {
 fn follow(
     format: &Format,
     before: Rows,
-    messages: &[(String, Told)],
+    messages: &[(String, Delivered)],
     numbers: &mut Numbers,
 ) -> Rows {
     let workers = 1 + numbers.below(3) as usize;
@@ -160,22 +190,23 @@ fn follow(
     let mut epochs: Vec<Vec<RowChange<Arc<Bronze>>>> = vec![Vec::new()];
     let mut retry = Retry::new(format.clone());
     for state in before {
-        epochs[0].push(match state {
+        let told = match state {
             Ok(row) => Upsert::row(row.key.clone(), Ok(row)),
             Err(reject) => {
                 let retried = retry.row(&reject);
                 retried.unwrap_or_else(|| Upsert::row(reject.source_key(), Err(reject)))
             }
-        });
+        };
+        epochs[0].push(if format.keyless { told_as_copy(told) } else { told });
     }
     for (position, told) in messages {
         if numbers.below(3) == 0 {
             epochs.push(Vec::new());
         }
         let message = Message {
-            key: told.key.as_deref().map(str::as_bytes),
-            value: told.value.as_deref().map(str::as_bytes),
-            headers: &|name| told.headers.get(name).cloned().map(String::into_bytes),
+            key: told.key.as_deref(),
+            value: told.value.as_deref(),
+            headers: &|name| told.headers.get(name).cloned(),
             position,
             received: Timestamp(0),
         };
@@ -232,18 +263,22 @@ fn sum(changed: &Receiver<(SourceState, isize)>) -> Rows {
     for (row, diff) in changed.try_iter() {
         *counts.entry(row).or_default() += diff;
     }
-    counts.retain(|_, count| *count != 0);
-    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
-    counts.into_keys().collect()
+    assert!(counts.values().all(|count| *count >= 0), "{counts:?}");
+    let rows = counts.into_iter();
+    rows.flat_map(|(row, count)| std::iter::repeat_n(row, count as usize))
+        .collect()
 }
 
 fn check(case: &Case, state: &Rows, round: u64) {
-    let mut rows: Vec<_> = state
-        .iter()
-        .filter_map(|row| row.as_ref().ok())
-        .map(shown)
-        .collect();
     let mut expected = case.row.clone();
+    let any_key = expected.iter().all(|row| row.key.is_none());
+    let rows = state.iter().filter_map(|row| row.as_ref().ok());
+    let mut rows: Vec<_> = rows
+        .map(|row| Row {
+            key: (!any_key).then(|| row.key.to_string()),
+            ..shown(row)
+        })
+        .collect();
     rows.sort();
     expected.sort();
     assert_eq!(rows, expected, "{} (round {round})", case.about);
@@ -253,7 +288,8 @@ fn check(case: &Case, state: &Rows, round: u64) {
     let mut expected = case.reject.clone();
     expected.sort();
     let same = |(found, expected): (&&Reject, &Rejected)| {
-        found.key.as_deref() == expected.key.as_deref() && found.reason.contains(&expected.reason)
+        let any_key = expected.key.as_deref() == Some("*");
+        (any_key || found.key == expected.key.as_deref().map(Text::from)) && found.reason.contains(&expected.reason)
     };
     let all = rejects.len() == expected.len() && rejects.iter().zip(&expected).all(same);
     assert!(all, "{} (round {round}): {rejects:?}", case.about);
@@ -261,8 +297,10 @@ fn check(case: &Case, state: &Rows, round: u64) {
 
 fn shown(row: &Arc<Bronze>) -> Row {
     let text = |text: &Option<Text>| text.as_deref().map(str::to_owned);
+    let further = row.further.0.as_deref().unwrap_or("{}");
     Row {
-        key: row.key.to_string(),
+        key: Some(row.key.to_string()),
+        further: serde_json::from_str(further).unwrap(),
         text: row.text.to_string(),
         date: text(&row.date),
         user: text(&row.user),

@@ -24,7 +24,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use roaring::RoaringBitmap;
 use uuid::Uuid;
 
-use super::TableError;
+use super::{TableError, further};
 
 /// Columns whose least and greatest values are noted for readers that skip files.
 const STATISTICS_COLUMNS: u64 = 32;
@@ -137,7 +137,7 @@ impl DataFiles {
     fn decode(&self, file: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
         let what = self.what("decode", file);
         let batches = decode(&what, bytes)?.into_iter();
-        let completed = batches.map(|batch| complete(batch, &self.schema));
+        let completed = batches.map(|batch| complete(&batch, &self.schema));
         completed
             .collect::<Result<_, _>>()
             .map_err(TableError::storage(what))
@@ -187,7 +187,8 @@ impl DataFiles {
     pub async fn append(&self, rows: &RecordBatch, moved: bool) -> Result<DataFile, TableError> {
         let what = self.what("write", "(new)");
         let columns = DataSkippingNumIndexedCols::NumColumns(STATISTICS_COLUMNS);
-        let schema = Arc::clone(&self.schema);
+        let (rows, names) = further::expand_all(rows).map_err(TableError::storage(&*what))?;
+        let schema = rows.schema();
         // No file is split, so that a row's number is its place in what was written.
         let file_size = None;
         let config = WriterConfig::new(schema, vec![], None, file_size, None, columns, None);
@@ -195,7 +196,7 @@ impl DataFiles {
         let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let mut writer = DeltaWriter::new(Arc::clone(&memory), config);
         writer
-            .write(rows)
+            .write(&rows)
             .await
             .map_err(TableError::storage(&*what))?;
         let mut added = writer.close().await.map_err(TableError::storage(&*what))?;
@@ -208,6 +209,7 @@ impl DataFiles {
                 };
                 copied.await.map_err(TableError::storage(what))?;
                 entry.data_change = !moved;
+                further::tag(&mut entry, &names);
                 let rows = rows.num_rows() as u32;
                 Ok(DataFile { rows, entry })
             }
@@ -344,20 +346,23 @@ pub(super) fn decode(what: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, Table
         .map_err(TableError::storage(what))
 }
 
-/// Adds the columns that came after the rows were written: nothing in them, which is 0 or an empty text where there
-/// must be something.
-fn complete(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let found = batch.num_columns();
-    if found >= schema.fields().len() {
-        return Ok(batch);
-    }
-    let mut columns = batch.columns().to_vec();
-    for field in &schema.fields()[found..] {
-        let mut column = new_null_array(field.data_type(), batch.num_rows());
-        if !field.is_nullable() {
-            let filled = column.to_data().into_builder().nulls(None).build()?;
-            column = make_array(filled);
-        }
+/// The relation's columns of rows in a file. Those that came after the rows were written have nothing in them, which
+/// is 0 or an empty text where there must be something.
+fn complete(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let held = further::place(schema);
+    let mut columns = Vec::with_capacity(schema.fields().len());
+    for (place, field) in schema.fields().iter().enumerate() {
+        let column = match batch.column_by_name(field.name()) {
+            _ if held == Some(place) => further::collapse(batch, schema),
+            Some(column) => Arc::clone(column),
+            None => {
+                let nulls = new_null_array(field.data_type(), batch.num_rows());
+                match field.is_nullable() {
+                    true => nulls,
+                    false => make_array(nulls.to_data().into_builder().nulls(None).build()?),
+                }
+            }
+        };
         columns.push(column);
     }
     RecordBatch::try_new(Arc::clone(schema), columns)

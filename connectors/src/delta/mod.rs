@@ -11,6 +11,7 @@
 //! sees; [`Table::commit`] does.
 
 mod files;
+pub mod further;
 mod manifests;
 mod rewrite;
 mod table;

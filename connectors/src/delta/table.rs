@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use deltalake::DeltaTable;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{
-    Action, Add, MetadataExt as _, Protocol, StructType, Transaction, new_metadata,
+    Action, Add, MetadataExt as _, Protocol, StructField, StructType, Transaction, new_metadata,
 };
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake::protocol::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
@@ -20,7 +20,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 
 use super::files::{DataFile, DataFiles, Deletes, remove_entry, vector_path};
-use super::{TableError, TablesFolder};
+use super::{TableError, TablesFolder, further};
 
 /// A Delta table as it was when last looked at.
 #[derive(Clone)]
@@ -86,10 +86,20 @@ impl Table {
     }
 
     fn check_columns(&self) -> Result<(), TableError> {
-        let (found, expected) = (self.columns()?, names(&self.schema));
-        if expected.starts_with(&found) {
+        let expected = names(&further::shown(&self.schema, &[]));
+        let columns = self.columns()?;
+        // Further columns have come at any time, before or after those that a newer program adds.
+        let is_further = |field: &FieldRef| {
+            further::place(&self.schema).is_some()
+                && self.schema.field_with_name(field.name()).is_err()
+                && *field.data_type() == DataType::Utf8
+        };
+        let own = columns.fields().iter().filter(|field| !is_further(field));
+        let own: Vec<_> = own.map(|field| name(field)).collect();
+        if expected.starts_with(&own) {
             return Ok(());
         }
+        let found = names(&columns);
         Err(TableError::Unusable(format!(
             "table \"{}\" has columns ({}) instead of ({}); use another folder for the tables",
             self.relation,
@@ -99,32 +109,58 @@ impl Table {
     }
 
     /// The columns that the table has.
-    fn columns(&self) -> Result<Vec<String>, TableError> {
+    fn columns(&self) -> Result<SchemaRef, TableError> {
         let snapshot = self
             .table
             .snapshot()
             .map_err(TableError::storage(self.what("read")))?;
-        Ok(names(&snapshot.snapshot().arrow_schema()))
+        Ok(snapshot.snapshot().arrow_schema())
+    }
+
+    /// The names of the columns that the table has and its relation's own are not.
+    ///
+    /// # Errors
+    /// If the table's log cannot be read.
+    pub fn further(&self) -> Result<Vec<String>, TableError> {
+        let columns = self.columns()?;
+        let names = columns.fields().iter().map(|field| field.name());
+        let further = names.filter(|name| self.schema.field_with_name(name).is_err());
+        Ok(further.cloned().collect())
     }
 
     async fn add_columns(&mut self) -> Result<(), TableError> {
-        let found = self.columns()?.len();
-        if found == self.schema.fields().len() {
+        let expected = further::shown(&self.schema, &[]);
+        let Some((metadata, fields)) = self.with_columns(expected.fields().iter().cloned())? else {
             return Ok(());
+        };
+        let operation = DeltaOperation::AddColumn { fields };
+        let properties = CommitProperties::default();
+        self.commit_as(operation, properties, vec![metadata]).await
+    }
+
+    /// What the log must say for the table to have these columns as well, and those that it lacks of them; nothing
+    /// if it lacks none.
+    fn with_columns(
+        &self,
+        columns: impl Iterator<Item = FieldRef>,
+    ) -> Result<Option<(Action, Vec<StructField>)>, TableError> {
+        let found = self.columns()?;
+        let lacking = columns.filter(|field| found.field_with_name(field.name()).is_err());
+        let lacking: Vec<_> = lacking.collect();
+        if lacking.is_empty() {
+            return Ok(None);
         }
         let what = self.what("add columns to");
-        let columns: StructType = (&nullable(&self.schema))
+        let all = found.fields().iter().cloned().chain(lacking);
+        let all = Schema::new(all.collect::<Vec<_>>());
+        let columns: StructType = (&nullable(&all))
             .try_into_kernel()
             .map_err(TableError::storage(&*what))?;
         let snapshot = self.table.snapshot().map_err(TableError::storage(&*what))?;
         let metadata = snapshot.metadata().clone().with_schema(&columns);
         let metadata = metadata.map_err(TableError::storage(&*what))?;
-        let operation = DeltaOperation::AddColumn {
-            fields: columns.fields().skip(found).cloned().collect(),
-        };
-        let properties = CommitProperties::default();
-        self.commit_as(operation, properties, vec![Action::Metadata(metadata)])
-            .await
+        let added = columns.fields().skip(found.fields().len()).cloned();
+        Ok(Some((Action::Metadata(metadata), added.collect())))
     }
 
     pub(super) fn what(&self, verb: &str) -> String {
@@ -258,6 +294,14 @@ impl Table {
         actions: Vec<Action>,
     ) -> Result<(), TableError> {
         let what = self.what("commit to");
+        let mut actions = actions;
+        let further = further::tagged(&actions);
+        let further = further.iter().map(|name| further::column(name));
+        if let Some((metadata, added)) = self.with_columns(further)? {
+            let added: Vec<_> = added.iter().map(|field| field.name().as_str()).collect();
+            tracing::info!(table = self.relation, added = added.join(", "), "the table gets columns");
+            actions.insert(0, metadata);
+        }
         let snapshot = self.table.snapshot().map_err(TableError::storage(&*what))?;
         // The log is tidied apart from commits, see `tidy`.
         let properties = properties
@@ -541,10 +585,11 @@ fn log_store(folder: &TablesFolder, relation: &str) -> Result<LogStoreRef, Table
 }
 
 fn names(schema: &SchemaRef) -> Vec<String> {
-    let fields = schema.fields().iter();
-    fields
-        .map(|field| format!("{} {}", field.name(), field.data_type()))
-        .collect()
+    schema.fields().iter().map(|field| name(field)).collect()
+}
+
+fn name(field: &FieldRef) -> String {
+    format!("{} {}", field.name(), field.data_type())
 }
 
 /// What readers and writers of a table with deletion vectors must know, and nothing besides: a
@@ -557,7 +602,7 @@ const PLAIN: &str = r#"{"minReaderVersion":1,"minWriterVersion":2}"#;
 
 /// The columns as the table declares them. To say that a column is never null is an invariant, which
 /// writers of the table would have to know as a feature of its own; no data here needs it said.
-fn nullable(schema: &SchemaRef) -> Schema {
+fn nullable(schema: &Schema) -> Schema {
     let fields = schema.fields().iter();
     let fields: Vec<_> = fields
         .map(|field| field.as_ref().clone().with_nullable(true))
@@ -573,7 +618,7 @@ async fn create(
     deletes: Deletes,
 ) -> Result<DeltaTable, TableError> {
     let what = format!("cannot make table \"{relation}\"");
-    let columns: StructType = (&nullable(schema))
+    let columns: StructType = (&nullable(&further::shown(schema, &[])))
         .try_into_kernel()
         .map_err(TableError::storage(&*what))?;
     let (protocol, configuration) = match deletes {

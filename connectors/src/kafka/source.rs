@@ -131,6 +131,8 @@ struct PartitionState {
     number: i32,
     next_offset: i64,
     moved: bool,
+    /// Whether nothing is to be delivered for now.
+    held: bool,
     /// Where the partition ended when the source was opened.
     end_at_start: i64,
 }
@@ -282,6 +284,7 @@ impl KafkaSource {
             if next != partition.next_offset {
                 partition.next_offset = next;
                 partition.moved = true;
+                partition.held = false;
                 reread.push((topic.clone(), number, Some(next)));
             }
         }
@@ -354,6 +357,7 @@ impl KafkaSource {
             number,
             next_offset,
             moved: false,
+            held: false,
             end_at_start: high,
         });
         Ok(())
@@ -462,6 +466,27 @@ impl Source for KafkaSource {
         } else {
             Polled::Some
         })
+    }
+
+    fn hold(&mut self, partitions: &[&str]) {
+        let mut paused = TopicPartitionList::new();
+        let mut resumed = TopicPartitionList::new();
+        for partition in &mut self.partitions {
+            let held = partitions.contains(&&*partition.name);
+            if held != std::mem::replace(&mut partition.held, held) {
+                let list = if held { &mut paused } else { &mut resumed };
+                list.add_partition(&partition.topic, partition.number);
+            }
+        }
+        if paused.count() + resumed.count() == 0 {
+            return;
+        }
+        let outcome = self.consumer.pause(&paused);
+        let outcome = outcome.and_then(|()| self.consumer.resume(&resumed));
+        if let Err(error) = outcome {
+            // More is held in memory then.
+            tracing::debug!(%error, "cannot hold partitions back");
+        }
     }
 
     fn moved(&mut self) -> Vec<Offset> {

@@ -13,18 +13,16 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use chrono::{DateTime, NaiveDate, SecondsFormat};
 use foldhash::{HashMap, HashMapExt};
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
+use super::meaning::{Meaning, decimal_text, variable_decimal_text};
+
 /// How deep a datum may be nested: enough for any row, too little for the stack to overflow.
 const DEEPEST: usize = 100;
-
-/// Places after a decimal's point; a schema may ask for more than there is memory.
-const MOST_PLACES: usize = 1_000;
 
 /// A schema, with all types that it names.
 #[derive(Clone, Debug)]
@@ -57,12 +55,10 @@ enum Type {
         size: Option<usize>,
         scale: usize,
     },
-    /// Days since 1970.
-    Date,
-    /// Since 1970.
-    Timestamp {
-        ticks_a_second: i64,
-    },
+    /// The same as a record of its scale and its bytes.
+    VariableDecimal,
+    /// A whole number that counts from some time on.
+    Count(Meaning),
 }
 
 impl Schema {
@@ -201,6 +197,7 @@ impl Parser {
                 let size = schema["size"].as_u64().ok_or_else(|| lacking("size"))? as usize;
                 decimal(schema, Some(size)).unwrap_or(Type::Fixed(size))
             }
+            _ if meaning(schema) == "io.debezium.data.VariableScaleDecimal" => Type::VariableDecimal,
             _ => {
                 let fields = schema["fields"].as_array();
                 let fields = fields.ok_or_else(|| lacking("fields"))?.iter();
@@ -232,41 +229,26 @@ fn meaning(schema: &Value) -> &str {
 }
 
 fn integer(schema: &Value) -> Type {
-    match meaning(schema) {
-        "date" | "io.debezium.time.Date" | "org.apache.kafka.connect.data.Date" => Type::Date,
-        "timestamp-millis"
-        | "local-timestamp-millis"
-        | "io.debezium.time.Timestamp"
-        | "org.apache.kafka.connect.data.Timestamp" => Type::Timestamp {
-            ticks_a_second: 1_000,
-        },
-        "timestamp-micros" | "local-timestamp-micros" | "io.debezium.time.MicroTimestamp" => {
-            Type::Timestamp {
-                ticks_a_second: 1_000_000,
-            }
-        }
-        "timestamp-nanos" | "local-timestamp-nanos" | "io.debezium.time.NanoTimestamp" => {
-            Type::Timestamp {
-                ticks_a_second: 1_000_000_000,
-            }
-        }
-        _ => Type::Integer,
+    match Meaning::of(meaning(schema), None) {
+        Some(Meaning::VariableDecimal) | None => Type::Integer,
+        Some(counted) => Type::Count(counted),
     }
 }
 
 fn decimal(schema: &Value, size: Option<usize>) -> Option<Type> {
-    let scale = match meaning(schema) {
-        "decimal" => schema["scale"].as_u64().unwrap_or(0),
-        "org.apache.kafka.connect.data.Decimal" => {
+    let name = meaning(schema);
+    let scale = match name {
+        // Avro's own has none for 0.
+        "decimal" => usize::try_from(schema["scale"].as_u64().unwrap_or(0)).ok(),
+        _ => {
             let scale = schema["connect.parameters"]["scale"].as_str();
-            scale.and_then(|scale| scale.parse().ok())?
+            scale.and_then(|scale| scale.parse().ok())
         }
-        _ => return None,
     };
-    let scale = usize::try_from(scale)
-        .ok()
-        .filter(|scale| *scale <= MOST_PLACES)?;
-    Some(Type::Decimal { size, scale })
+    match Meaning::of(name, scale)? {
+        Meaning::Decimal { scale } => Some(Type::Decimal { size, scale }),
+        _ => None,
+    }
 }
 
 /// What is left of a datum.
@@ -361,7 +343,7 @@ impl<'a> Datum<'a, '_> {
         match &schema.types[self.of] {
             Type::Null => {}
             Type::Boolean => drop(self.input.take(1)?),
-            Type::Integer | Type::Enum(_) | Type::Date | Type::Timestamp { .. } => {
+            Type::Integer | Type::Enum(_) | Type::Count(_) => {
                 self.input.integer()?;
             }
             Type::Float => drop(self.input.take(4)?),
@@ -373,6 +355,10 @@ impl<'a> Datum<'a, '_> {
             | Type::Decimal {
                 size: Some(size), ..
             } => drop(self.input.take(*size)?),
+            Type::VariableDecimal => {
+                self.input.integer()?;
+                self.input.bytes()?;
+            }
             Type::Union(branches) => {
                 let branch = *self.input.place(branches)?;
                 self.inner(branch).skip()?;
@@ -427,10 +413,17 @@ impl<'a> Datum<'a, '_> {
                 };
                 visitor.visit_string(decimal_text(bytes, *scale))
             }
-            Type::Date => told_or_counted(input.integer()?, date_text, visitor),
-            Type::Timestamp { ticks_a_second } => {
-                let text = |count| timestamp_text(count, *ticks_a_second);
-                told_or_counted(input.integer()?, text, visitor)
+            Type::VariableDecimal => {
+                let scale = usize::try_from(input.integer()?).unwrap_or(usize::MAX);
+                let text = variable_decimal_text(input.bytes()?, scale);
+                visitor.visit_string(text.ok_or_else(|| Malformed::new("a scale is too large"))?)
+            }
+            Type::Count(meaning) => {
+                let count = input.integer()?;
+                match meaning.of_count(count) {
+                    Some(text) => visitor.visit_string(text),
+                    None => visitor.visit_i64(count),
+                }
             }
             Type::Union(branches) => {
                 let branch = *input.place(branches)?;
@@ -567,49 +560,6 @@ impl<'a> MapAccess<'a> for Entries<'a, '_, '_> {
 
     fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, Malformed> {
         seed.deserialize(self.datum.inner(self.of))
-    }
-}
-
-/// A time as people write it; the count itself where there is none, as for PostgreSQL's `infinity`.
-fn told_or_counted<'a, V: Visitor<'a>>(
-    count: i64,
-    text: impl Fn(i64) -> Option<String>,
-    visitor: V,
-) -> Result<V::Value, Malformed> {
-    match text(count) {
-        Some(text) => visitor.visit_string(text),
-        None => visitor.visit_i64(count),
-    }
-}
-
-fn date_text(days: i64) -> Option<String> {
-    let days = i32::try_from(days).ok()?;
-    // With the zone, without which a day is no time.
-    NaiveDate::from_epoch_days(days).map(|date| format!("{date}Z"))
-}
-
-fn timestamp_text(count: i64, ticks_a_second: i64) -> Option<String> {
-    let nanoseconds_a_tick = 1_000_000_000 / ticks_a_second;
-    let nanoseconds = count.rem_euclid(ticks_a_second) * nanoseconds_a_tick;
-    let seconds = count.div_euclid(ticks_a_second);
-    let time = DateTime::from_timestamp(seconds, nanoseconds as u32)?;
-    Some(time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
-}
-
-/// A decimal of two's complement, the highest byte first; in base 64 if it is beyond 128 bits.
-fn decimal_text(bytes: &[u8], scale: usize) -> String {
-    let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
-    let mut wide = [if negative { 0xff } else { 0 }; 16];
-    let Some(start) = wide.len().checked_sub(bytes.len()) else {
-        return BASE64_STANDARD.encode(bytes);
-    };
-    wide[start..].copy_from_slice(bytes);
-    let sign = if negative { "-" } else { "" };
-    let digits = i128::from_be_bytes(wide).unsigned_abs().to_string();
-    let digits = format!("{digits:0>width$}", width = scale + 1);
-    match digits.split_at(digits.len() - scale) {
-        (whole, "") => format!("{sign}{whole}"),
-        (whole, fraction) => format!("{sign}{whole}.{fraction}"),
     }
 }
 
@@ -756,6 +706,11 @@ mod tests {
                 14_340,
                 "2009-04-06Z",
             ),
+            (
+                json!({"type": "int", "connect.name": "io.debezium.time.Time"}),
+                45_296_789,
+                "12:34:56.789",
+            ),
         ] {
             assert_eq!(value(schema, &number(count)), json!(text));
         }
@@ -775,6 +730,10 @@ mod tests {
         let connect = json!({"type": "bytes", "connect.name": "org.apache.kafka.connect.data.Decimal",
                              "connect.parameters": {"scale": "3"}});
         assert_eq!(value(connect, &[2, 5]), json!("0.005"));
+        let variable = json!({"type": "record", "name": "V", "fields": [
+            {"name": "scale", "type": "int"}, {"name": "value", "type": "bytes"}],
+            "connect.name": "io.debezium.data.VariableScaleDecimal"});
+        assert_eq!(value(variable, &[4, 4, 0x30, 0x39]), json!("123.45"));
     }
 
     #[test]

@@ -10,13 +10,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use foldhash::{HashMap, HashMapExt};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 
 use super::avro::Schema;
-use super::event::{EnvelopeSeed, EventOrder, KeySeed, RowSeed, key_text};
+use super::event::{EnvelopeSeed, EventOrder, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text};
 use super::framing::{self, NEW_KEY, Part};
+use super::further::{Placeholders, column_name, one_text};
 use super::{
     Encoding, Envelope, Field, Format, Message, NO_HEADERS, NotYet, SchemaError, SourceRow,
 };
@@ -25,6 +26,9 @@ use crate::operators::upsert::{Patch, State, Upsert};
 use crate::record::Bytes;
 use crate::reject::{DECODE, Reject};
 use crate::transactions::transaction_of;
+
+/// How many sets of columns are remembered whose names have been passed on.
+const MOST_MET: usize = 10_000;
 
 /// What a message does to a row, or that it could not be used.
 ///
@@ -37,8 +41,12 @@ pub type RowChange<R> = Upsert<Result<R, Box<Reject>>>;
 /// that went back and repeats itself is not heard twice.
 pub struct Decoder {
     format: Format,
-    /// The names of all fields that are read: the row's, the key's, and those of a flattened row.
-    names: Vec<String>,
+    /// What is read of rows.
+    wanted: Wanted,
+    /// Where the key's columns are among the fields.
+    key_places: Vec<usize>,
+    /// What stands for a further column's value that was not sent.
+    placeholders: Placeholders,
     /// Where in a message the row's fields are, as rejects tell it.
     paths: Vec<String>,
     /// By a hash of the partition and the connector's name: several may fill one topic.
@@ -48,6 +56,8 @@ pub struct Decoder {
     schemas: HashMap<u32, Arc<Schema>>,
     /// The columns of each topic's rows.
     columns: HashMap<String, Columns>,
+    /// Digests of columns whose names have been passed on.
+    met: HashSet<u64>,
     /// Where the event that is being decoded stands in its transaction.
     in_transaction: Option<InTransaction>,
 }
@@ -66,25 +76,31 @@ pub struct InTransaction {
 impl Decoder {
     /// A decoder for messages of this format.
     pub fn new(format: Format) -> Self {
-        let mut names = [format.columns.clone(), format.key_columns.clone()].concat();
-        if format.envelope == Envelope::Flattened {
-            names.extend(MARKERS.map(str::to_owned));
-        }
-        let paths = format.columns.iter().map(|column| match format.envelope {
-            Envelope::Debezium => format!("after.{column}"),
-            _ => column.clone(),
-        });
-        let (paths, heard) = (paths.collect(), HashMap::new());
-        Self {
+        let markers: &[&str] = match format.envelope {
+            Envelope::Flattened => &MARKERS,
+            _ => &[],
+        };
+        let further = format.further.is_some();
+        let wanted = Wanted::new(&format.columns, &format.key_columns, markers, further);
+        let key = format.key_columns.iter();
+        let key_places = key.filter_map(|name| wanted.place(name)).collect();
+        let placeholders = Placeholders::new(&format.unavailable);
+        let mut decoder = Self {
             format,
-            names,
-            paths,
-            heard,
+            wanted,
+            key_places,
+            placeholders,
+            paths: Vec::new(),
+            heard: HashMap::new(),
             hashing: RandomState::default(),
             schemas: HashMap::new(),
             columns: HashMap::new(),
+            met: HashSet::new(),
             in_transaction: None,
-        }
+        };
+        let paths = decoder.format.columns.iter();
+        decoder.paths = paths.map(|column| decoder.path(column)).collect();
+        decoder
     }
 
     /// Reads messages by another format from now on.
@@ -192,7 +208,9 @@ impl Decoder {
             // A tombstone follows the event that deleted the row; without a key, or with a key that
             // is not ours, it says nothing.
             let deletes = match self.format.envelope {
-                Envelope::Debezium | Envelope::Flattened => self.format.key_columns.is_empty(),
+                Envelope::Debezium | Envelope::Flattened => {
+                    self.format.key_columns.is_empty() && !self.format.keyless
+                }
                 Envelope::Upsert => true,
                 Envelope::Append => false,
             };
@@ -219,12 +237,19 @@ impl Decoder {
     /// The change of a row, from what a message told.
     fn change<R: SourceRow>(&self, told: Told<'_>, message: &Message<'_>) -> RowChange<R> {
         let (key, at) = (self.of_topic(told.key, message), told.at);
-        let state = match told.fields {
-            RowFields::Gone => State::Gone,
-            RowFields::Left(to) => State::Left(self.of_topic(to, message)),
+        let state = match told.row {
+            ToldRow::Gone => State::Gone,
+            ToldRow::Left(to) => State::Left(self.of_topic(to, message)),
             // The intake makes a copy for every other worker.
-            RowFields::Truncated => State::Truncated(0),
-            RowFields::Now(fields) => self.state(&key, fields, message),
+            ToldRow::Truncated => State::Truncated(0),
+            ToldRow::Now(row) => match self.state(&key, row, message) {
+                State::Row(row) if self.format.keyless => State::More(row),
+                state => state,
+            },
+            ToldRow::Fewer => {
+                let reject = self.reject(Some(key.clone()), LACKING.to_owned(), message);
+                State::Fewer(Err(Box::new(reject)))
+            }
         };
         Upsert { key, at, state }
     }
@@ -232,21 +257,34 @@ impl Decoder {
     fn state<R: SourceRow>(
         &self,
         key: &Text,
-        mut fields: Vec<Field<'_>>,
+        row: Row<'_>,
         message: &Message<'_>,
     ) -> State<Result<R, Box<Reject>>> {
-        fields.truncate(self.format.columns.len());
+        let Row { mut fields, further } = row;
+        let own = self.format.columns.len();
+        fields.truncate(own);
         let mut absent = 0;
         let mut absent_name = None;
         for (index, field) in fields.iter_mut().enumerate() {
             if matches!(field, Field::Text(text) if *text == self.format.unavailable) {
                 absent |= 1 << index;
-                absent_name = Some(&self.paths[index]);
+                absent_name = Some(self.paths[index].clone());
                 *field = Field::Text(Cow::Borrowed(""));
             }
         }
+        let further = match self.format.further {
+            Some(_) => {
+                let (further, not_sent) = one_text(further, self.format.taken, &self.placeholders);
+                if let Some(name) = not_sent {
+                    absent |= 1 << own;
+                    absent_name.get_or_insert_with(|| self.path(&name));
+                }
+                further
+            }
+            None => None,
+        };
         let refused = |reason| Err(Box::new(self.reject(Some(key.clone()), reason, message)));
-        let row = R::from_fields(key.clone(), &fields, &self.paths, message);
+        let row = R::from_fields(key.clone(), &fields, further, &self.paths, message);
         match (row, absent_name) {
             (Err(reason), _) => State::Row(refused(reason)),
             (Ok(row), None) => State::Row(Ok(row)),
@@ -257,6 +295,14 @@ impl Decoder {
                     "field \"{name}\": not sent, and no earlier row is known; set replica identity full"
                 )),
             })),
+        }
+    }
+
+    /// Where in a message a row's column is.
+    fn path(&self, column: &str) -> String {
+        match self.format.envelope {
+            Envelope::Debezium => format!("after.{column}"),
+            _ => column.to_owned(),
         }
     }
 
@@ -289,11 +335,10 @@ impl Decoder {
         value: &'w Written<'w>,
         message: &Message<'_>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
-        let by_columns = !self.format.key_columns.is_empty();
+        let by_columns = !self.format.key_columns.is_empty() || self.format.keyless;
         let columns = Cell::new(0);
         let wanted = EnvelopeSeed {
-            columns: &columns,
-            names: &self.names,
+            row: RowSeed::new(&self.wanted, value.is_json(), Some(&columns)),
             before: by_columns,
             transaction: self.format.transactions.is_some(),
         };
@@ -305,7 +350,12 @@ impl Decoder {
             Err(reason) => return Err((own_key, reason)),
             Ok(rows) => rows,
         };
-        if self.repeated(&event.order, event.op.as_deref(), message) {
+        let op = event.op.as_deref();
+        let own = match self.format.keyless {
+            true => [before.as_ref(), after.as_ref()].map(|row| row.map(Row::digest)),
+            false => [None, None],
+        };
+        if self.repeated(&event.order, op, own, message) {
             return Ok([None, None]);
         }
         // What a snapshot reads is part of none.
@@ -321,8 +371,18 @@ impl Decoder {
             Some("t") => return Ok([Some(Told::truncated(at)), None]),
             _ => {}
         }
-        let key = self.key(own_key, after.as_deref().or(before.as_deref()))?;
-        let Some(fields) = after else {
+        if self.format.keyless {
+            if after.is_some() {
+                self.watch_columns(columns.get(), value, message);
+            }
+            let told_before = before.is_some() || matches!(op, Some("c" | "r"));
+            return match told_before {
+                true => Ok(copies(before, after, at)),
+                false => Err((own_key, NO_BEFORE.to_owned())),
+            };
+        }
+        let key = self.key(own_key, after.as_ref().or(before.as_ref()))?;
+        let Some(row) = after else {
             return Ok([Some(self.gone(key, at, message)), None]);
         };
         // A key that is not the table's own may change by an update; the old row then is gone.
@@ -332,7 +392,7 @@ impl Decoder {
         let left = old_key
             .filter(|old| *old != key)
             .map(|old| Told::gone(old, at));
-        Ok([left, Some(Told::now(key, at, fields))])
+        Ok([left, Some(Told::now(key, at, row))])
     }
 
     fn flattened<'w>(
@@ -343,13 +403,10 @@ impl Decoder {
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let refused = |reason| (own_key.clone(), reason);
         let columns = Cell::new(0);
-        let row = RowSeed {
-            names: &self.names,
-            columns: Some(&columns),
-        };
-        let fields = value.read(row).map_err(refused)?;
-        let fields = fields.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
-        let marker = |place: usize| fields.get(self.names.len() - MARKERS.len() + place);
+        let row = value.read(RowSeed::new(&self.wanted, value.is_json(), Some(&columns)));
+        let row = row.map_err(refused)?;
+        let row = row.ok_or_else(|| refused("expected an object, found null".to_owned()))?;
+        let marker = |place: usize| row.fields.get(self.wanted.markers_from() + place);
         let at = match marker(LSN) {
             Some(Field::Integer(lsn)) => *lsn,
             _ => 0,
@@ -358,7 +415,7 @@ impl Decoder {
         if is(OP, "t") {
             return Ok([Some(Told::truncated(at)), None]);
         }
-        let key = self.key(own_key.clone(), Some(&fields))?;
+        let key = self.key(own_key.clone(), Some(&row))?;
         let gone = is(OP, "d")
             || is(DELETED, "true")
             || matches!(marker(DELETED), Some(Field::Boolean(true)));
@@ -366,21 +423,23 @@ impl Decoder {
             return Ok([Some(self.gone(key, at, message)), None]);
         }
         self.watch_columns(columns.get(), value, message);
-        Ok([Some(Told::now(key, at, fields)), None])
+        Ok([Some(Told::now(key, at, row)), None])
     }
 
     fn row<'w>(
-        &self,
+        &mut self,
         key: Option<Text>,
         value: &'w Written<'w>,
     ) -> Result<[Option<Told<'w>>; 2], Refused> {
         let refused = |reason| (key.clone(), reason);
-        let fields = value.read(RowSeed::of(&self.names)).map_err(refused)?;
-        let Some(fields) = fields else {
+        let columns = Cell::new(0);
+        let row = value.read(RowSeed::new(&self.wanted, value.is_json(), Some(&columns)));
+        let Some(row) = row.map_err(refused)? else {
             return Ok([key.map(|key| Told::gone(key, 0)), None]);
         };
-        let key = self.key(key.clone(), Some(&fields))?;
-        Ok([Some(Told::now(key, 0, fields)), None])
+        let key = self.key(key.clone(), Some(&row))?;
+        self.meet(columns.get(), value);
+        Ok([Some(Told::now(key, 0, row)), None])
     }
 
     fn reject(&self, key: Option<Text>, reason: String, message: &Message<'_>) -> Reject {
@@ -403,10 +462,10 @@ impl Decoder {
     }
 
     /// The key of a row: the message's own, or what the row's key columns make.
-    fn key(&self, own: Option<Text>, fields: Option<&[Field<'_>]>) -> Result<Text, Refused> {
-        let key = match fields {
+    fn key(&self, own: Option<Text>, row: Option<&Row<'_>>) -> Result<Text, Refused> {
+        let key = match row {
             _ if self.format.key_columns.is_empty() => own,
-            Some(fields) => Some(self.key_of(fields).map_err(|reason| (own, reason))?),
+            Some(row) => Some(self.key_of(row).map_err(|reason| (own, reason))?),
             None => None,
         };
         key.ok_or_else(|| (None, NO_KEY.to_owned()))
@@ -414,23 +473,13 @@ impl Decoder {
 
     /// Tells when the columns of a table have changed; `digest` is that of a row's names.
     fn watch_columns(&mut self, digest: u64, value: &Written<'_>, message: &Message<'_>) {
+        self.meet(digest, value);
         let topic = topic(message);
         let known = self.columns.get(topic);
         if known.is_some_and(|known| known.digest == digest) {
             return;
         }
-        let Some(event) = value.tree() else {
-            return;
-        };
-        let row = match self.format.envelope {
-            Envelope::Debezium => &event["after"],
-            _ => &event,
-        };
-        let names: BTreeSet<String> = row
-            .as_object()
-            .into_iter()
-            .flat_map(|row| row.keys().cloned())
-            .collect();
+        let names = self.columns_of(value);
         if let Some(known) = known {
             let list = |names: &BTreeSet<String>, others| -> String {
                 let names: Vec<_> = names.difference(others).map(String::as_str).collect();
@@ -443,30 +492,58 @@ impl Decoder {
         self.columns.insert(topic.to_owned(), columns);
     }
 
+    /// The names of all columns of a message's row.
+    fn columns_of(&self, value: &Written<'_>) -> BTreeSet<String> {
+        let event = value.tree().unwrap_or_default();
+        let row = match self.format.envelope {
+            Envelope::Debezium => &event["after"],
+            _ => &event,
+        };
+        let columns = row.as_object().into_iter();
+        columns.flat_map(|row| row.keys().cloned()).collect()
+    }
+
+    /// Takes note of further columns; `digest` is that of a row's names.
+    fn meet(&mut self, digest: u64, value: &Written<'_>) {
+        let Some(further) = &self.format.further else {
+            return;
+        };
+        if self.met.len() > MOST_MET {
+            self.met.clear();
+        }
+        if !self.met.insert(digest) {
+            return;
+        }
+        let flattened = self.format.envelope == Envelope::Flattened;
+        let names = self.columns_of(value).into_iter();
+        let names = names.filter(|name| {
+            !self.format.columns.contains(name) && !(flattened && name.starts_with(OF_EVENT))
+        });
+        further.meet(names.map(|name| column_name(&name, self.format.taken).into_owned()));
+    }
+
     /// A row that was deleted, or whose key has changed: then another event tells of it under its new key.
     fn gone<'w>(&self, key: Text, at: i64, message: &Message<'_>) -> Told<'w> {
         let header = (message.headers)(NEW_KEY);
         let to = header.and_then(|header| match self.format.key_columns.as_slice() {
             [] => plain_key(true, &header).ok()?,
             _ => {
-                let columns = read_json(&header, RowSeed::of(&self.names)).ok()??;
-                self.key_of(&columns).ok()
+                let row = RowSeed::new(&self.wanted, true, None);
+                self.key_of(&read_json(&header, row).ok()??).ok()
             }
         });
-        let fields = match to.filter(|to| *to != key) {
-            Some(to) => RowFields::Left(to),
-            None => RowFields::Gone,
+        let row = match to.filter(|to| *to != key) {
+            Some(to) => ToldRow::Left(to),
+            None => ToldRow::Gone,
         };
-        Told { key, at, fields }
+        Told { key, at, row }
     }
 
     /// The key that a row's key columns make: the value of one, an object of several.
-    fn key_of(&self, fields: &[Field<'_>]) -> Result<Text, String> {
-        let names = self.format.key_columns.iter();
-        let columns = names.zip(&fields[self.format.columns.len()..]);
+    fn key_of(&self, row: &Row<'_>) -> Result<Text, String> {
         let mut values = Vec::new();
-        for (name, field) in columns {
-            let value = match field {
+        for (name, place) in self.format.key_columns.iter().zip(&self.key_places) {
+            let value = match &row.fields[*place] {
                 Field::Text(text) => Value::from(text.as_ref()),
                 Field::Integer(number) => Value::from(*number),
                 Field::Boolean(value) => Value::from(*value),
@@ -492,6 +569,7 @@ impl Decoder {
         &mut self,
         order: &EventOrder<'_>,
         op: Option<&str>,
+        rows: [Option<u128>; 2],
         message: &Message<'_>,
     ) -> bool {
         let streamed = matches!(op, Some("c" | "u" | "d" | "t"));
@@ -502,17 +580,26 @@ impl Decoder {
             .hashing
             .hash_one((partition(message), &order.connector));
         let heard = self.heard.entry(teller).or_default();
-        // One change of a key is two events at the same place.
-        let event = self.hashing.hash_one((op, message.key));
+        // One change of a key is two events at the same place, and so are rows that were copied in together.
+        let event = self.hashing.hash_one((op, message.key, rows));
         let now = (order.commit, order.lsn);
         match now.cmp(&heard.last) {
-            _ if order.committed_ms > heard.committed_ms => {}
-            Ordering::Less => return true,
-            Ordering::Equal if heard.events.contains(&event) => return true,
+            _ if order.committed_ms > heard.committed_ms => heard.goes_back = false,
+            Ordering::Less => {
+                heard.goes_back = true;
+                return true;
+            }
+            Ordering::Equal if heard.events.contains(&event) => {
+                // Without a key, equal events are told apart only by whether the connector went back.
+                if !self.format.keyless || heard.goes_back {
+                    return true;
+                }
+            }
             Ordering::Equal | Ordering::Greater => {}
         }
         if now != heard.last {
             heard.events.clear();
+            heard.goes_back = false;
         }
         heard.last = now;
         heard.committed_ms = order.committed_ms;
@@ -538,6 +625,9 @@ impl Retry {
     /// What a message that was rejected does to a row, if it is of use now: it tells its row, or that
     /// which was not sent of it is all that is lacking.
     pub fn row<R: SourceRow>(&mut self, reject: &Reject) -> Option<RowChange<R>> {
+        if is_lacking(reject) {
+            return None;
+        }
         let mut message = Message {
             key: None,
             value: Some(&reject.raw),
@@ -556,8 +646,14 @@ impl Retry {
         self.0.heard.clear();
         let mut told = Vec::new();
         self.0.decode(&message, &mut told).ok()?;
-        told.pop()
-            .filter(|told| matches!(told.state, State::Row(Ok(_)) | State::Patch(_)))
+        let told = told.pop()?;
+        let state = match told.state {
+            // Its copies have been counted.
+            State::More(row @ Ok(_)) | State::Row(row @ Ok(_)) => State::Row(row),
+            patch @ State::Patch(_) => patch,
+            _ => return None,
+        };
+        Some(Upsert { state, ..told })
     }
 }
 
@@ -568,6 +664,10 @@ struct Written<'m> {
 }
 
 impl<'m> Written<'m> {
+    fn is_json(&self) -> bool {
+        self.schema.is_none()
+    }
+
     fn read<S: DeserializeSeed<'m>>(&'m self, seed: S) -> Result<S::Value, String> {
         match &self.schema {
             Some(schema) => schema.read(self.bytes, seed),
@@ -593,8 +693,18 @@ const NO_SCHEMA_NUMBER: &str = "the value does not tell the number of its schema
 /// A message that cannot be used: the key of its row, if it has one, and why.
 type Refused = (Option<Text>, String);
 
-const NO_KEY: &str =
-    "the message has no key; name the columns that tell rows apart in source.kafka.key";
+const NO_KEY: &str = "the message has no key; name the columns that tell rows apart in source.kafka.key, or \"*\" \
+     for a table without any";
+
+/// Why a row that went before it came is a reject until it comes.
+const LACKING: &str = "a row of a table without a key has gone that has not been told yet";
+
+/// Whether this stands for a row that went before it came.
+pub fn is_lacking(reject: &Reject) -> bool {
+    *reject.reason == *LACKING
+}
+
+const NO_BEFORE: &str = "the message does not tell the row as it was; set replica identity full";
 
 /// What a flattened row tells of its event, and the places of these fields after the others.
 const MARKERS: [&str; 3] = ["__op", "__deleted", "__lsn"];
@@ -607,11 +717,13 @@ struct Told<'a> {
     key: Text,
     /// The place in the database's log, 0 if not known.
     at: i64,
-    fields: RowFields<'a>,
+    row: ToldRow<'a>,
 }
 
-enum RowFields<'a> {
-    Now(Vec<Field<'a>>),
+enum ToldRow<'a> {
+    Now(Row<'a>),
+    /// There is one copy less.
+    Fewer,
     Gone,
     /// It has this key now.
     Left(Text),
@@ -619,20 +731,32 @@ enum RowFields<'a> {
 }
 
 impl<'a> Told<'a> {
-    fn now(key: Text, at: i64, fields: Vec<Field<'a>>) -> Self {
-        let fields = RowFields::Now(fields);
-        Self { key, at, fields }
+    fn now(key: Text, at: i64, row: Row<'a>) -> Self {
+        let row = ToldRow::Now(row);
+        Self { key, at, row }
     }
 
     fn gone(key: Text, at: i64) -> Self {
-        let fields = RowFields::Gone;
-        Self { key, at, fields }
+        let row = ToldRow::Gone;
+        Self { key, at, row }
     }
 
     fn truncated(at: i64) -> Self {
-        let (key, fields) = ("".into(), RowFields::Truncated);
-        Self { key, at, fields }
+        let (key, row) = ("".into(), ToldRow::Truncated);
+        Self { key, at, row }
     }
+}
+
+/// What an event of a table without a key tells: of the row as it was there is a copy less, of the row as it is one
+/// more.
+fn copies<'w>(before: Option<Row<'_>>, after: Option<Row<'w>>, at: i64) -> [Option<Told<'w>>; 2] {
+    let key = |row: &Row<'_>| Text::from(format!("{:032x}", row.digest()));
+    let fewer = before.map(|row| Told {
+        key: key(&row),
+        at,
+        row: ToldRow::Fewer,
+    });
+    [fewer, after.map(|row| Told::now(key(&row), at, row))]
 }
 
 /// The columns of a topic's last row.
@@ -649,6 +773,8 @@ struct Heard {
     committed_ms: i64,
     /// The events at that very place.
     events: Vec<u64>,
+    /// Whether the connector went back and has not come to that place again.
+    goes_back: bool,
 }
 
 /// `topic/partition`, of a position `topic/partition/offset`.
@@ -683,17 +809,11 @@ fn plain_key(json: bool, bytes: &[u8]) -> Result<Option<Text>, String> {
 }
 
 fn read_json<'a, S: DeserializeSeed<'a>>(bytes: &'a [u8], seed: S) -> Result<S::Value, String> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = seed
-        .deserialize(&mut json)
-        .map_err(|error| not_json(bytes, &error))?;
-    json.end().map_err(|error| not_json(bytes, &error))?;
-    Ok(value)
-}
-
-fn not_json(bytes: &[u8], error: &serde_json::Error) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(_) => format!("not a JSON object: {error}"),
-        Err(at) => format!("not UTF-8 at byte {}", at.valid_up_to()),
-    }
+    // Looked at once for all of it, which is faster than string by string.
+    let text = std::str::from_utf8(bytes);
+    let text = text.map_err(|at| format!("not UTF-8 at byte {}", at.valid_up_to()))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut json);
+    let value = value.and_then(|value| json.end().map(|()| value));
+    value.map_err(|error| format!("not a JSON object: {error}"))
 }

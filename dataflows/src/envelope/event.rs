@@ -3,21 +3,119 @@
 //! Each part has a seed, which picks from a map what it knows by name and passes over the rest.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
 
 use super::Field;
+use super::further::Columns;
+use super::meaning::{Meaning, Meanings, meanings};
+
+/// Schema parts that are remembered; a topic has one for each change of its table.
+const MOST_SCHEMAS: usize = 1_000;
+
+/// What the names of those columns of a flattened row begin with that tell of the event.
+pub(super) const OF_EVENT: &str = "__";
+
+/// What is wanted of rows.
+pub(super) struct Wanted {
+    /// The fields, by name, each once.
+    names: Vec<String>,
+    /// From which of them on they are no columns of the row, but what a flattened row tells of its event.
+    markers_from: usize,
+    /// The first of them are told as fields alone, all other columns as further ones if those are wanted.
+    own: usize,
+    further: bool,
+    /// What columns mean, by the digest of the schema that was told.
+    meanings: RefCell<HashMap<u64, Arc<Meanings>>>,
+}
+
+impl Wanted {
+    /// The columns of a row type, those of a key besides, and what is told of an event.
+    pub(super) fn new(own: &[String], key: &[String], markers: &[&str], further: bool) -> Self {
+        let mut names = own.to_vec();
+        for name in key {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        let markers_from = names.len();
+        names.extend(markers.iter().map(|marker| (*marker).to_owned()));
+        Self {
+            names,
+            markers_from,
+            own: own.len(),
+            further,
+            meanings: RefCell::new(HashMap::new()),
+        }
+    }
+
+    /// Where a field is among those that are read.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
+        self.names.iter().position(|wanted| wanted == name)
+    }
+
+    /// Whether a column, with its place among the fields if it is one, is told among the further ones.
+    fn is_further(&self, name: &str, place: Option<usize>) -> bool {
+        let flattened = self.markers_from < self.names.len();
+        self.further
+            && place.is_none_or(|place| place >= self.own)
+            && !(flattened && name.starts_with(OF_EVENT))
+    }
+
+    /// Where the markers begin.
+    pub(super) fn markers_from(&self) -> usize {
+        self.markers_from
+    }
+
+    fn meanings(&self, schema: &RawValue) -> Arc<Meanings> {
+        let text = schema.get();
+        let mut known = self.meanings.borrow_mut();
+        if known.len() > MOST_SCHEMAS {
+            known.clear();
+        }
+        let told = known.entry(xxh3_64(text.as_bytes()));
+        Arc::clone(told.or_insert_with(|| Arc::new(meanings(text))))
+    }
+}
+
+/// What is read of a row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Row<'a> {
+    /// The fields, in the order of [`Wanted`]'s names.
+    pub(super) fields: Vec<Field<'a>>,
+    /// Further columns that are not null.
+    pub(super) further: Columns<'a>,
+}
+
+impl Row<'_> {
+    /// Tells rows apart by all that was read of them.
+    pub(super) fn digest(&self) -> u128 {
+        let mut hasher = Xxh3Default::new();
+        for field in &self.fields {
+            // As bronze shows it: a number and its text are the same.
+            field.shown().hash(&mut hasher);
+        }
+        let mut further: Vec<_> = self.further.iter().collect();
+        further.sort_unstable();
+        further.hash(&mut hasher);
+        hasher.digest128()
+    }
+}
 
 /// The parts of a Debezium event that say what its row is now.
 #[derive(Default)]
 pub(super) struct DebeziumEvent<'a> {
     pub(super) op: Option<Cow<'a, str>>,
-    pub(super) before: Option<Vec<Field<'a>>>,
-    pub(super) after: Option<Vec<Field<'a>>>,
+    pub(super) before: Option<Row<'a>>,
+    pub(super) after: Option<Row<'a>>,
     pub(super) order: EventOrder<'a>,
     /// What is told of its transaction, if that is wanted.
     pub(super) transaction: Option<Value>,
@@ -36,11 +134,11 @@ pub(super) struct EventOrder<'a> {
     pub(super) committed_ms: i64,
 }
 
-/// The fields of a row as it was, and as it is.
-pub(super) type BeforeAndAfter<'a> = (Option<Vec<Field<'a>>>, Option<Vec<Field<'a>>>);
+/// A row as it was, and as it is.
+pub(super) type BeforeAndAfter<'a> = (Option<Row<'a>>, Option<Row<'a>>);
 
 impl<'a> DebeziumEvent<'a> {
-    /// The fields of the row as it was and as it is. What it was is of use for nothing but its key:
+    /// The row as it was and as it is. What it was is of use for nothing but its key:
     /// under the default replica identity the rest is null or holds zero values.
     pub(super) fn rows(&mut self) -> Result<BeforeAndAfter<'a>, String> {
         match (self.op.as_deref(), self.after.take()) {
@@ -55,13 +153,12 @@ impl<'a> DebeziumEvent<'a> {
 
 #[derive(Clone, Copy)]
 pub(super) struct EnvelopeSeed<'n> {
-    pub(super) names: &'n [String],
+    /// What is wanted of the row as it is.
+    pub(super) row: RowSeed<'n>,
     /// Whether the row as it was is wanted.
     pub(super) before: bool,
     /// Whether it is wanted where the event stands in its transaction.
     pub(super) transaction: bool,
-    /// Where a digest of the names of the row's columns goes.
-    pub(super) columns: &'n Cell<u64>,
 }
 
 impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_> {
@@ -81,15 +178,19 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut event = DebeziumEvent::default();
+        let mut schema = None;
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
-                "payload" => event = map.next_value_seed(self)?,
-                "after" => {
-                    let (names, columns) = (self.names, Some(self.columns));
-                    event.after = map.next_value_seed(RowSeed { names, columns })?;
+                "schema" if self.row.json => schema = Some(map.next_value::<&RawValue>()?),
+                "payload" => {
+                    let meanings = schema.map(|schema| self.row.wanted.meanings(schema));
+                    let row = self.row.meaning(meanings.as_deref());
+                    event = map.next_value_seed(EnvelopeSeed { row, ..self })?;
                 }
+                "after" => event.after = map.next_value_seed(self.row)?,
                 "before" if self.before => {
-                    event.before = map.next_value_seed(RowSeed::of(self.names))?;
+                    let columns = None;
+                    event.before = map.next_value_seed(RowSeed { columns, ..self.row })?;
                 }
                 "transaction" if self.transaction => event.transaction = Some(map.next_value()?),
                 "source" => event.order = map.next_value_seed(OrderSeed)?,
@@ -194,25 +295,99 @@ impl<'de> Visitor<'de> for NameSeed {
     }
 }
 
-/// Reads an object's wanted fields, in the order of their names; null yields none. What follows a
-/// schema is the object itself, as converters write it that tell schemas.
+/// Reads what is wanted of an object; null yields none. What follows a schema is the object itself, as
+/// converters write it that tell schemas.
 #[derive(Clone, Copy)]
 pub(super) struct RowSeed<'n> {
-    pub(super) names: &'n [String],
+    pub(super) wanted: &'n Wanted,
+    /// Whether it is written in JSON, in which alone schemas stand before what they are of.
+    pub(super) json: bool,
     /// Where a digest of the names of all columns goes, wanted or not, in their order.
     pub(super) columns: Option<&'n Cell<u64>>,
+    meanings: Option<&'n Meanings>,
 }
 
 impl<'n> RowSeed<'n> {
-    /// Wants these fields and nothing else.
-    pub(super) fn of(names: &'n [String]) -> Self {
-        let columns = None;
-        Self { names, columns }
+    pub(super) fn new(wanted: &'n Wanted, json: bool, columns: Option<&'n Cell<u64>>) -> Self {
+        let meanings = None;
+        Self {
+            wanted,
+            json,
+            columns,
+            meanings,
+        }
+    }
+
+    fn meaning<'m>(self, meanings: Option<&'m Meanings>) -> RowSeed<'m>
+    where
+        'n: 'm,
+    {
+        let meanings = meanings.filter(|meanings| !meanings.is_empty());
+        RowSeed { meanings, ..self }
+    }
+
+    /// Reads the value of a column.
+    fn column<'de, A: MapAccess<'de>>(
+        &self,
+        name: Cow<'de, str>,
+        map: &mut A,
+        row: &mut Row<'de>,
+    ) -> Result<(), A::Error> {
+        self.count(&name);
+        let place = self.wanted.place(&name);
+        match (place, self.wanted.is_further(&name, place), self.meaning_of(&name)) {
+            (None, false, _) => drop(map.next_value::<IgnoredAny>()?),
+            (Some(place), false, None) => row.fields[place] = map.next_value_seed(FieldSeed)?,
+            _ => {
+                let value = match self.json {
+                    true => Whole::Json(map.next_value()?),
+                    false => Whole::Tree(map.next_value()?),
+                };
+                self.whole(name, value, row).map_err(A::Error::custom)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the value of a column that was read whole.
+    fn whole<'de>(
+        &self,
+        name: Cow<'de, str>,
+        value: Whole<'de>,
+        row: &mut Row<'de>,
+    ) -> serde_json::Result<()> {
+        let place = self.wanted.place(&name);
+        let told = self.meaning_of(&name).and_then(|meaning| value.told(meaning));
+        if let Some(place) = place {
+            row.fields[place] = match &told {
+                Some(told) => Field::Text(Cow::Owned(told.clone())),
+                None => value.field()?,
+            };
+        }
+        if self.wanted.is_further(&name, place) {
+            let text = match told {
+                Some(told) => Some(Cow::Owned(told)),
+                None => value.text()?,
+            };
+            row.further.extend(text.map(|text| (name, text)));
+        }
+        Ok(())
+    }
+
+    fn meaning_of(&self, name: &str) -> Option<Meaning> {
+        self.meanings?.get(name).copied()
+    }
+
+    /// Adds a name to the digest of all.
+    fn count(&self, name: &str) {
+        if let Some(columns) = self.columns {
+            columns.set(xxh3_64_with_seed(name.as_bytes(), columns.get()));
+        }
     }
 }
 
 impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = Option<Vec<Field<'de>>>;
+    type Value = Option<Row<'de>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -220,7 +395,7 @@ impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
 }
 
 impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = Option<Vec<Field<'de>>>;
+    type Value = Option<Row<'de>>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
@@ -231,23 +406,78 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = vec![Field::Missing; self.names.len()];
-        let mut after_schema = false;
-        let mut first = true;
-        while let Some(name) = map.next_key_seed(NameSeed)? {
-            if after_schema && name == "payload" {
-                return finish(map.next_value_seed(self)?, map);
+        let mut row = Row {
+            fields: vec![Field::Missing; self.wanted.names.len()],
+            further: Vec::new(),
+        };
+        let mut name = map.next_key_seed(NameSeed)?;
+        if self.json && name.as_deref() == Some("schema") {
+            let schema: &RawValue = map.next_value()?;
+            name = map.next_key_seed(NameSeed)?;
+            if name.as_deref() == Some("payload") {
+                let meanings = self.wanted.meanings(schema);
+                return finish(map.next_value_seed(self.meaning(Some(&meanings)))?, map);
             }
-            after_schema = std::mem::take(&mut first) && name == "schema";
-            if let Some(columns) = self.columns {
-                columns.set(xxh3_64_with_seed(name.as_bytes(), columns.get()));
-            }
-            match self.names.iter().position(|wanted| *wanted == name) {
-                Some(index) => fields[index] = map.next_value_seed(FieldSeed)?,
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
+            // It is a column that is called so.
+            self.count("schema");
+            self.whole(Cow::Borrowed("schema"), Whole::Json(schema), &mut row)
+                .map_err(A::Error::custom)?;
         }
-        Ok(Some(fields))
+        while let Some(column) = name {
+            self.column(column, &mut map, &mut row)?;
+            name = map.next_key_seed(NameSeed)?;
+        }
+        Ok(Some(row))
+    }
+}
+
+/// A value that is read whole, because its meaning or all of its text is wanted.
+enum Whole<'a> {
+    Json(&'a RawValue),
+    Tree(Value),
+}
+
+impl<'a> Whole<'a> {
+    /// The value as people write it, if it means more than is written.
+    fn told(&self, meaning: Meaning) -> Option<String> {
+        match self {
+            Self::Json(raw) => meaning.of_json(&serde_json::from_str(raw.get()).ok()?),
+            Self::Tree(value) => meaning.of_json(value),
+        }
+    }
+
+    fn field(&self) -> serde_json::Result<Field<'a>> {
+        match self {
+            Self::Json(raw) => FieldSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get())),
+            Self::Tree(value) => Ok(match value {
+                Value::Null => Field::Null,
+                Value::Bool(value) => Field::Boolean(*value),
+                Value::Number(number) => match number.as_i64() {
+                    Some(number) => Field::Integer(number),
+                    None => Field::Fraction(number.as_f64().unwrap_or(f64::NAN)),
+                },
+                Value::String(text) => Field::Text(Cow::Owned(text.clone())),
+                Value::Array(_) => Field::Other("an array"),
+                Value::Object(_) => Field::Other("an object"),
+            }),
+        }
+    }
+
+    /// The value as text: strings as they are, null as none, anything else as JSON has it.
+    fn text(self) -> serde_json::Result<Option<Cow<'a, str>>> {
+        match self {
+            Self::Json(raw) => match raw.get().as_bytes().first() {
+                Some(b'n') => Ok(None),
+                Some(b'"') => {
+                    let text = NameSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get()));
+                    text.map(Some)
+                }
+                _ => Ok(Some(Cow::Borrowed(raw.get()))),
+            },
+            Self::Tree(Value::Null) => Ok(None),
+            Self::Tree(Value::String(text)) => Ok(Some(Cow::Owned(text))),
+            Self::Tree(value) => Ok(Some(Cow::Owned(value.to_string()))),
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub mod avro;
 mod decoder;
 mod event;
 mod framing;
+pub mod further;
+mod meaning;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,8 +24,9 @@ use crate::change::Text;
 use crate::record::Timestamp;
 use crate::transactions::TransactionTopic;
 
-pub use self::decoder::{Decoder, InTransaction, Retry, RowChange};
+pub use self::decoder::{Decoder, InTransaction, Retry, RowChange, is_lacking};
 pub use self::framing::HEADERS;
+use self::further::FurtherNames;
 
 /// A message as its source delivered it.
 #[derive(Clone, Copy)]
@@ -106,12 +109,18 @@ pub struct Format {
     pub columns: Vec<String>,
     /// The columns that rows are told apart by; none for the message's key.
     pub key_columns: Vec<String>,
+    /// Whether rows are told apart by all that is read of them, and equal ones counted.
+    pub keyless: bool,
     /// Whether there are several topics, whose keys must be told apart.
     pub several_topics: bool,
     /// What stands for a value that the source did not send because it had not changed.
     pub unavailable: String,
     /// What tells of the ends of transactions, if they are shown whole.
     pub transactions: Option<TransactionTopic>,
+    /// The names that further columns cannot have, in lower case: those of the row type's own.
+    pub taken: &'static [&'static str],
+    /// Where the names go of columns that the row type does not ask for, if they are kept as well.
+    pub further: Option<Arc<FurtherNames>>,
 }
 
 impl Format {
@@ -124,9 +133,12 @@ impl Format {
             json_keys: true,
             columns: columns.collect(),
             key_columns: Vec::new(),
+            keyless: false,
             several_topics: false,
             unavailable: UNAVAILABLE.to_owned(),
             transactions: None,
+            taken: R::COLUMNS,
+            further: None,
         }
     }
 }
@@ -155,6 +167,18 @@ pub enum Field<'a> {
 }
 
 impl Field<'_> {
+    /// The field as text; nothing if it is null or missing.
+    fn shown(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Field::Missing | Field::Null => None,
+            Field::Text(text) => Some(Cow::Borrowed(text)),
+            Field::Integer(number) => Some(Cow::Owned(number.to_string())),
+            Field::Fraction(number) => Some(Cow::Owned(number.to_string())),
+            Field::Boolean(value) => Some(Cow::Owned(value.to_string())),
+            Field::Other(name) => Some(Cow::Borrowed(name)),
+        }
+    }
+
     fn describe(&self) -> &'static str {
         match self {
             Field::Missing => "nothing",
@@ -173,14 +197,18 @@ pub trait SourceRow: Sized {
     /// The names of the fields that the row is made from.
     const FIELDS: &'static [&'static str];
 
-    /// The row with these fields, in the order of [`SourceRow::FIELDS`]; `paths` tell where in the
-    /// message each was looked for.
+    /// The names of the row type's own columns, which further ones cannot have.
+    const COLUMNS: &'static [&'static str] = &[];
+
+    /// The row with these fields, in the order of [`SourceRow::FIELDS`], and what further columns the source
+    /// has, if they are kept (see [`further`]); `paths` tell where in the message each was looked for.
     ///
     /// # Errors
     /// Says which field cannot be used and why.
     fn from_fields(
         key: Text,
         fields: &[Field<'_>],
+        further: Option<Text>,
         paths: &[String],
         message: &Message<'_>,
     ) -> Result<Self, String>;

@@ -16,6 +16,7 @@ impl SourceRow for Note {
     fn from_fields(
         key: Text,
         fields: &[Field<'_>],
+        _: Option<Text>,
         paths: &[String],
         _: &Message<'_>,
     ) -> Result<Self, String> {

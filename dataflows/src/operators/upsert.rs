@@ -53,6 +53,10 @@ pub enum State<V> {
     Retry(u64),
     /// What this worker holds is to be told as it was before this epoch.
     Tell(u64),
+    /// There is one more copy of this row. Copies of a row have one key, and are told of in no other way.
+    More(V),
+    /// There is one copy less. If that is told before the copy itself is, this is what stands for it until then.
+    Fewer(V),
     /// The row is this, if none is known that was told later. It was tried again, and comes from no source.
     Retried(Box<V>),
 }
@@ -210,9 +214,9 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                             if old == new {
                                 continue;
                             }
-                            let change = |diff| move |row| Ok((row, epoch, diff));
-                            session.give_iterator(old.map(change(-1)).into_iter());
-                            session.give_iterator(new.map(change(1)).into_iter());
+                            let change = |(row, copies), sign| Ok((row, epoch, sign * copies));
+                            session.give_iterator(old.map(|old| change(old, -1)).into_iter());
+                            session.give_iterator(new.map(|new| change(new, 1)).into_iter());
                         }
                         let moved = applied.moved.into_iter();
                         session.give_iterator(moved.map(|upsert| Err(Aside::Moved(upsert))));
@@ -273,13 +277,24 @@ struct Held<V> {
     /// None only within an epoch.
     row: Option<V>,
     at: i64,
+    /// How many copies of the row there are: one, unless copies are counted. Of fewer than none, the row is what
+    /// stands for those that are lacking.
+    copies: i32,
     /// Whether the epoch that is being applied has touched it. The mark stands here, and not in a set of
     /// keys, because looking a key up is most of the work.
     touched: bool,
 }
 
-/// Each key that an epoch touched, once, with the row it had before.
-type Before<V> = Vec<(Text, Option<V>)>;
+impl<V: Clone> Held<V> {
+    /// The row with the number of its copies, if there are any.
+    fn counted(&self) -> Option<(V, Diff)> {
+        let row = self.row.clone().filter(|_| self.copies != 0)?;
+        Some((row, self.copies.unsigned_abs() as Diff))
+    }
+}
+
+/// Each key that an epoch touched, once, with the row it had before and how many copies of it.
+type Before<V> = Vec<(Text, Option<(V, Diff)>)>;
 
 /// What came of some upserts.
 struct Applied<V> {
@@ -348,6 +363,14 @@ impl<V: Clone + Revision> Rows<V> {
                     self.retry(&mut applied);
                     continue;
                 }
+                State::More(row) => {
+                    self.count(key, at, 1, row, &mut applied.before);
+                    continue;
+                }
+                State::Fewer(lacking) => {
+                    self.count(key, at, -1, lacking, &mut applied.before);
+                    continue;
+                }
                 State::Tell(_) => continue,
             };
             self.put(key, at, new, &mut applied.before);
@@ -367,34 +390,71 @@ impl<V: Clone + Revision> Rows<V> {
                 if same {
                     return;
                 }
-                let old = std::mem::replace(&mut entry.get_mut().row, new);
-                if !std::mem::replace(&mut entry.get_mut().touched, true) {
+                let held = entry.get_mut();
+                let copies = held.copies;
+                held.copies = copies.max(1);
+                let old = std::mem::replace(&mut held.row, new);
+                if !std::mem::replace(&mut held.touched, true) {
+                    let old = old.map(|row| (row, copies.unsigned_abs() as Diff));
                     before.push((entry.key().clone(), old));
                 }
             }
             Entry::Vacant(entry) if new.is_some() => {
                 before.push((entry.key().clone(), None));
-                let (row, touched) = (new, true);
-                entry.insert(Held { row, at, touched });
+                entry.insert(Held {
+                    row: new,
+                    at,
+                    copies: 1,
+                    touched: true,
+                });
             }
             Entry::Vacant(_) => {}
         }
     }
 
-    /// The row of a key that was touched, now that all upserts are applied.
-    fn settle(&mut self, key: &Text) -> Option<V> {
-        let held = self.held.get_mut(key)?;
-        held.touched = false;
-        let row = held.row.clone();
-        if row.is_none() {
-            self.held.remove(key);
+    /// Adds a copy of a row, or takes one away; if then there is one, or one is lacking, this is what it is.
+    fn count(&mut self, key: Text, at: i64, copies: i32, first: V, before: &mut Before<V>) {
+        let held = match self.held.entry(key) {
+            Entry::Vacant(entry) => {
+                before.push((entry.key().clone(), None));
+                entry.insert(Held {
+                    row: None,
+                    at,
+                    copies: 0,
+                    touched: true,
+                })
+            }
+            Entry::Occupied(mut entry) => {
+                if !std::mem::replace(&mut entry.get_mut().touched, true) {
+                    before.push((entry.key().clone(), entry.get().counted()));
+                }
+                entry.into_mut()
+            }
+        };
+        held.at = at;
+        held.copies += copies;
+        if held.copies == copies {
+            held.row = Some(first);
         }
-        row
     }
 
-    /// All rows.
+    /// The row of a key that was touched, and how many copies of it, now that all upserts are applied.
+    fn settle(&mut self, key: &Text) -> Option<(V, Diff)> {
+        let held = self.held.get_mut(key)?;
+        held.touched = false;
+        let counted = held.counted();
+        if counted.is_none() {
+            self.held.remove(key);
+        }
+        counted
+    }
+
+    /// All rows, each copy of them.
     fn all(&self) -> impl Iterator<Item = &V> {
-        self.held.values().filter_map(|held| held.row.as_ref())
+        let copies = |held: &Held<V>| held.copies.unsigned_abs() as usize;
+        let held = self.held.values();
+        held.flat_map(move |held| std::iter::repeat_n(held.row.as_ref(), copies(held)))
+            .flatten()
     }
 
     /// The row that a key has now.
@@ -494,10 +554,12 @@ impl<V: Clone + Revision> Rows<V> {
             if held.at > at || !key.starts_with(&*prefix) {
                 continue;
             }
-            let old = held.row.take();
-            if old.is_some() && !std::mem::replace(&mut held.touched, true) {
-                before.push((key.clone(), old));
+            let counted = held.counted();
+            if counted.is_some() && !std::mem::replace(&mut held.touched, true) {
+                before.push((key.clone(), counted));
             }
+            held.row = None;
+            held.copies = 0;
         }
         let stays = |key: &Text, since: i64| !key.starts_with(&*prefix) || since > at;
         self.lacking.retain(|key, (since, _)| stays(key, *since));
@@ -606,7 +668,7 @@ mod tests {
                 told("a", 6, patch((0, 9), 1)),
             ],
         );
-        assert_eq!(before, [("a".into(), Some((3, 2)))]);
+        assert_eq!(before, [("a".into(), Some(((3, 2), 1)))]);
         assert_eq!(left(&rows)[0], ("a", (7, 9)));
     }
 

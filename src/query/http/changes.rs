@@ -23,11 +23,13 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::Int64Type;
+use arrow::error::ArrowError;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use connectors::delta::further;
 use dataflows::change::Epoch;
 use dataflows::index::Selection;
 use futures::{StreamExt, stream};
@@ -69,9 +71,10 @@ pub(super) async fn follow(
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Result<Response, Refusal> {
-    let schema = &server.relation(&name)?.schema;
+    let further = server.peeker.further();
+    let schema = further::shown(&server.relation(&name)?.schema, &further);
     let condition = asked.condition.as_deref();
-    let condition = condition.map(|text| Condition::parse(text, schema));
+    let condition = condition.map(|text| Condition::parse(text, &schema));
     let condition = condition.transpose()?;
     // A browser that connects again tells the last event that it saw.
     let seen = headers.get("last-event-id");
@@ -80,6 +83,7 @@ pub(super) async fn follow(
         relation: name,
         server,
         condition,
+        further,
         after: seen.or(asked.after),
         snapshot: asked.snapshot,
     };
@@ -134,6 +138,8 @@ struct Following {
     server: Server,
     relation: String,
     condition: Option<Condition>,
+    /// The further columns that the condition may name.
+    further: Vec<String>,
     after: Option<Epoch>,
     snapshot: bool,
 }
@@ -275,22 +281,23 @@ impl Following {
 
     /// The changes of a batch for which the condition holds, each as JSON.
     fn change_lines(&self, batch: &RecordBatch) -> Result<Vec<String>, End> {
-        let held;
-        let batch = match &self.condition {
-            None => batch,
-            Some(condition) => {
-                let holds = condition.holds(batch)?.into();
-                let filtered = filter_record_batch(batch, &holds);
-                held = filtered.map_err(|error| End::Because(error.to_string()))?;
-                &held
-            }
-        };
+        let unfit = |error: ArrowError| End::Because(error.to_string());
         // The last two columns are the epoch and the diff.
         let columns = batch.num_columns() - 2;
-        let numbers = |column: usize| batch.column(column).as_primitive::<Int64Type>();
-        let (epochs, diffs) = (numbers(columns), numbers(columns + 1));
         let rows = batch.project(&(0..columns).collect::<Vec<_>>());
-        let rows = json_lines(&rows.map_err(|error| End::Because(error.to_string()))?)?;
+        let mut rows = rows.map_err(unfit)?;
+        let mut numbers = batch.project(&[columns, columns + 1]).map_err(unfit)?;
+        if let Some(condition) = &self.condition {
+            // It knows columns by their places when it was understood.
+            let judged = further::expand(&rows, &self.further).map_err(unfit)?;
+            let holds = condition.holds(&judged)?.into();
+            rows = filter_record_batch(&rows, &holds).map_err(unfit)?;
+            numbers = filter_record_batch(&numbers, &holds).map_err(unfit)?;
+        }
+        let number = |column: usize| numbers.column(column).as_primitive::<Int64Type>();
+        let (epochs, diffs) = (number(0), number(1));
+        let further = self.server.peeker.further();
+        let rows = json_lines(&further::expand(&rows, &further).map_err(unfit)?)?;
         debug_assert_eq!(rows.len(), epochs.len());
         let numbers = epochs.values().iter().zip(diffs.values());
         let lines = rows.iter().zip(numbers);

@@ -35,11 +35,13 @@ mod parameters;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use connectors::delta::further;
 use dataflows::change::Epoch;
 use dataflows::index::{LookUp, Selection};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -305,10 +307,11 @@ async fn tell_status(State(server): State<Server>) -> Json<Value> {
 async fn list(State(server): State<Server>) -> Json<Value> {
     // Before the dataflow stands there are no relations, and no epochs of theirs.
     let complete = server.peeker.progress().await.unwrap_or_default();
+    let further = server.peeker.further();
     let relations = server.peeker.catalog().iter().map(|(name, readable)| {
         json!({
             "name": name,
-            "columns": columns(&readable.schema),
+            "columns": columns(&further::shown(&readable.schema, &further)),
             "look_ups": readable.look_ups,
             "epoch": complete.get(name),
         })
@@ -338,10 +341,17 @@ async fn look_up(
         look_up,
         ..Selection::default()
     };
-    let schema = Arc::clone(&readable.schema);
+    let further = server.peeker.further();
+    let schema = further::shown(&readable.schema, &further);
     let epoch = server.peeker.pin(vec![name.clone()]).await?;
     let batches = server.peeker.read(epoch, name, selection).all().await?;
+    let batches = batches.iter().map(|rows| further::expand(rows, &further));
+    let batches = batches.collect::<Result<_, _>>().map_err(unfit)?;
     format.show(epoch, &Answer { schema, batches })
+}
+
+fn unfit(error: ArrowError) -> Refusal {
+    ReadError::Unavailable(error.to_string()).into()
 }
 
 /// Columns with their types, in JSON.

@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn stream(workers: usize) -> (ChangesSender, ChangeStream, super::super::Asks) {
-        let (peeker, asks) = peeker();
+        let (peeker, asks) = peeker(Arc::default());
         asks.shared.workers.set(workers).unwrap();
         let (sender, parts) = channel();
         (sender, ChangeStream::new(peeker, 0, 0, parts), asks)

@@ -27,6 +27,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use dataflows::change::Epoch;
+use dataflows::envelope::further::FurtherNames;
 use dataflows::index::Selection;
 use serde::{Deserialize, Serialize};
 use sql::ReadError;
@@ -131,6 +132,7 @@ enum RowsPart {
 pub struct Peeker {
     asks: Sender<Ask>,
     shared: Arc<Shared>,
+    further: Arc<FurtherNames>,
 }
 
 /// What the threads that ask know of the worker that answers.
@@ -149,13 +151,14 @@ pub struct Asks {
     shared: Arc<Shared>,
 }
 
-/// A way to ask, and the end for the worker that will answer.
-pub fn peeker() -> (Peeker, Asks) {
+/// A way to ask, and the end for the worker that will answer. Further columns of relations have these names.
+pub fn peeker(further: Arc<FurtherNames>) -> (Peeker, Asks) {
     let (asks, receiver) = channel();
     let shared = Arc::<Shared>::default();
     let peeker = Peeker {
         asks,
         shared: Arc::clone(&shared),
+        further,
     };
     (peeker, Asks { receiver, shared })
 }
@@ -165,6 +168,12 @@ impl Peeker {
     pub fn catalog(&self) -> &Catalog {
         static NONE: Catalog = Catalog::new();
         self.shared.catalog.get().unwrap_or(&NONE)
+    }
+
+    /// The further columns that have been met so far, which relations hold in one; see
+    /// [`connectors::delta::further`].
+    pub fn further(&self) -> Vec<String> {
+        self.further.all()
     }
 
     /// The newest epoch that is complete for all these relations, or for all there are if none is

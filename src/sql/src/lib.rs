@@ -41,8 +41,8 @@ pub struct Relation {
 pub struct Selection {
     /// A column of [`Relation::look_ups`], and the values that its rows must have; all rows if none.
     pub look_up: Option<(String, Vec<String>)>,
-    /// The columns to read, by their places.
-    pub columns: Vec<usize>,
+    /// The columns to read, by their names and in this order.
+    pub columns: Vec<String>,
     /// How many rows are enough.
     pub limit: Option<usize>,
 }
@@ -68,6 +68,13 @@ pub trait Relations: Send + Sync + fmt::Debug {
 
     /// All relations that can be read.
     fn relations(&self) -> Vec<Relation>;
+
+    /// The columns of one of them.
+    fn schema(&self, relation: &str) -> Option<SchemaRef> {
+        let relations = self.relations().into_iter();
+        let mut found = relations.filter(|known| known.name == relation);
+        found.next().map(|found| found.schema)
+    }
 
     /// The selected rows of a relation. At least those are read that the selection asks for: more than
     /// the limit may come.

@@ -102,8 +102,12 @@ fn text(literal: &ScalarValue) -> Option<String> {
 
 #[async_trait::async_trait]
 impl TableProvider for LiveRelation {
+    /// A statement sees the columns of the snapshot that it reads, which may be more than there were when
+    /// its session began.
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.relation.schema)
+        let now = self.current.get().ok();
+        let now = now.and_then(|relations| relations.schema(&self.relation.name));
+        now.unwrap_or_else(|| Arc::clone(&self.relation.schema))
     }
 
     fn table_type(&self) -> TableType {
@@ -131,15 +135,18 @@ impl TableProvider for LiveRelation {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let all = || (0..self.relation.schema.fields().len()).collect();
-        let columns = projection.cloned().unwrap_or_else(all);
-        let schema = Arc::new(self.relation.schema.project(&columns)?);
+        let schema = self.schema();
+        let schema = match projection {
+            Some(columns) => Arc::new(schema.project(columns)?),
+            None => schema,
+        };
+        let columns = schema.fields().iter().map(|field| field.name().clone());
         let rows = LiveRows {
             relations: self.current.get()?,
             name: self.relation.name.clone(),
             selection: Selection {
                 look_up: filters.iter().find_map(|filter| self.look_up(filter)),
-                columns,
+                columns: columns.collect(),
                 limit,
             },
             schema: Arc::clone(&schema),

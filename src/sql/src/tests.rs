@@ -54,7 +54,9 @@ impl Relations for Fixed {
         let counts = Int64Array::from_iter_values(rows.iter().map(|row| row.1));
         let columns: Vec<ArrayRef> = vec![Arc::new(names), Arc::new(counts)];
         let rows = RecordBatch::try_new(self.relations().remove(0).schema, columns).unwrap();
-        let rows = rows.project(&selection.columns).unwrap();
+        let schema = rows.schema();
+        let places = selection.columns.iter().map(|name| schema.index_of(name).unwrap());
+        let rows = rows.project(&places.collect::<Vec<_>>()).unwrap();
         futures::stream::iter([Ok(rows)]).boxed()
     }
 

@@ -28,13 +28,15 @@ use timely::dataflow::{Scope, StreamVec};
 use self::date::{DateUnit, parse_date};
 use self::mention::MentionRule;
 use crate::change::{Collection, Diff, Epoch, Text};
-use crate::envelope::{Field, Message, Retry, RowChange, SourceRow, optional_text, required_text};
+use crate::envelope::{
+    Field, Message, Retry, RowChange, SourceRow, further, is_lacking, optional_text, required_text,
+};
 use crate::operators::score::{Notice, ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, State, TryAgain, Upsert, upsert};
 use crate::ports::{Built, Environment, FULL, ModelOrder, Ports, Score, Tier};
 use crate::record;
-use crate::record::{Confidence, Record, Timestamp, read_column};
+use crate::record::{Confidence, Further, Record, Timestamp, read_column};
 use crate::reject::{DECODE, Reject};
 
 // ---- rows, from bronze to gold -------------------------------------------------------------
@@ -56,6 +58,8 @@ record! { "bronze";
         source_file: Text,
         /// When it was read; kept across restarts.
         processing_time: Timestamp,
+        /// The source's further columns, if they are kept.
+        further: Further,
     }
 }
 
@@ -217,9 +221,21 @@ pub fn schemas() -> [(&'static str, SchemaRef); RELATIONS.len()] {
 impl SourceRow for Arc<Bronze> {
     const FIELDS: &'static [&'static str] = &["date", "user", "text", "sentiment"];
 
+    const COLUMNS: &'static [&'static str] = &[
+        "key",
+        "date",
+        "user",
+        "text",
+        "sentiment",
+        "source_file",
+        "processing_time",
+        "further",
+    ];
+
     fn from_fields(
         key: Text,
         fields: &[Field<'_>],
+        further: Option<Text>,
         paths: &[String],
         message: &Message<'_>,
     ) -> Result<Self, String> {
@@ -236,6 +252,7 @@ impl SourceRow for Arc<Bronze> {
             sentiment: number_text(sentiment_path, sentiment)?,
             source_file: message.position.into(),
             processing_time: message.received,
+            further: Further(further),
         }))
     }
 }
@@ -246,12 +263,13 @@ impl Revision for Bronze {
             && self.date == newer.date
             && self.user == newer.user
             && self.sentiment == newer.sentiment
+            && self.further == newer.further
     }
 
     fn completed(&self, older: &Self, absent: u64) -> Option<Self> {
         let mut row = self.clone();
         let is_absent = |field: usize| absent & (1 << field) != 0;
-        // In the order of the fields of `SourceRow`.
+        // In the order of the fields of `SourceRow`, the further ones last.
         if is_absent(0) {
             row.date.clone_from(&older.date);
         }
@@ -263,6 +281,9 @@ impl Revision for Bronze {
         }
         if is_absent(3) {
             row.sentiment.clone_from(&older.sentiment);
+        }
+        if let (true, Some(further)) = (is_absent(4), &self.further.0) {
+            row.further = Further(further::completed(further, older.further.0.as_deref()));
         }
         Some(row)
     }
@@ -629,6 +650,7 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         .restored::<Reject>()?
         .into_iter()
         .filter(|reject| *reject.stage == *DECODE);
+    let keyless = ports.format(SOURCE)().keyless;
     let usable = bronze
         .into_iter()
         .map(|row| Upsert::row(row.key.clone(), Ok(row)));
@@ -639,8 +661,19 @@ fn restored_rows(ports: &mut Ports<'_, '_>) -> Result<Restored, String> {
         let refused = Err(Box::new(reject));
         retry(&refused).unwrap_or_else(|| Upsert::row(key, refused))
     });
+    let counted = |told| if keyless { told_as_copy(told) } else { told };
     // If a key has a row as well, that one counts.
-    Ok(unusable.chain(usable).collect())
+    Ok(unusable.chain(usable).map(counted).collect())
+}
+
+/// A stored row of a table without a key; equal ones are stored one by one.
+pub fn told_as_copy<R>(told: RowChange<R>) -> RowChange<R> {
+    let state = match told.state {
+        State::Row(Err(reject)) if is_lacking(&reject) => State::Fewer(Err(reject)),
+        State::Row(row) => State::More(row),
+        state => state,
+    };
+    Upsert { state, ..told }
 }
 
 /// Orders, once for each worker.
@@ -809,6 +842,7 @@ mod tests {
             sentiment: Some("positive".into()),
             source_file: "t/0/3".into(),
             processing_time: Timestamp(11),
+            further: Further::default(),
         }
     }
 
