@@ -326,7 +326,9 @@ impl Sample {
                     *self.rejects.entry(reject.reason.to_string()).or_default() += 1
                 }
                 State::Patch(_) => self.patches += 1,
-                State::Gone | State::Fewer(_) | State::Left(_) | State::Arrived(_) => self.deletes += 1,
+                State::Gone | State::Fewer(_) | State::Left(_) | State::Arrived(_) => {
+                    self.deletes += 1
+                }
                 State::Truncated(_) => self.truncations += 1,
                 State::Retry(_) | State::Retried(_) | State::Tell(_) => {}
             }

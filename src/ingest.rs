@@ -197,7 +197,9 @@ impl Reader {
         // What is held back is not waited for.
         let ahead = self.ingest.intake.ahead();
         let held = |name: &str| ahead.iter().any(|partition| **partition == *name);
-        if lags.iter().all(|(name, waiting)| *waiting == 0 || held(name))
+        if lags
+            .iter()
+            .all(|(name, waiting)| *waiting == 0 || held(name))
             && let Some(warning) = self.ingest.intake.nothing_waits()
         {
             tracing::warn!("{warning}");

@@ -442,7 +442,11 @@ impl Check<'_> {
             envelope,
             encoding,
             transactions: self.transactions(kafka),
-            key_columns: if keyless { Vec::new() } else { kafka.key.clone() },
+            key_columns: if keyless {
+                Vec::new()
+            } else {
+                kafka.key.clone()
+            },
             keyless,
             several_topics: kafka.topics.len() > 1
                 || kafka.topics.iter().any(|t| t.starts_with('^')),
@@ -457,7 +461,11 @@ impl Check<'_> {
         let keyless = kafka.key.iter().any(whole_row);
         let key = "source.kafka.key";
         let alone = !keyless || kafka.key.len() == 1;
-        self.require(alone, key, "\"*\" stands for the whole row, so nothing can stand beside it");
+        self.require(
+            alone,
+            key,
+            "\"*\" stands for the whole row, so nothing can stand beside it",
+        );
         let debezium = !keyless || kafka.format == KafkaFormat::Debezium;
         let message = "\"*\" needs Debezium's envelope, which tells of rows as they were";
         self.require(debezium, key, message);

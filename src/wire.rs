@@ -11,8 +11,8 @@ use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
 use connectors::message::{Offset, Source, SourceError};
 use dataflows::change::{Epoch, Text};
-use dataflows::envelope::further::FurtherNames;
 use dataflows::envelope::Format;
+use dataflows::envelope::further::FurtherNames;
 use dataflows::intake::FormatNow;
 use dataflows::pipelines::mentions::{self, Bronze};
 use dataflows::ports::{
@@ -675,11 +675,7 @@ impl Model for PooledModel {
     }
 }
 
-fn to_score(
-    (text, prediction): (Arc<str>, Prediction),
-    model: &Text,
-    tier: Tier,
-) -> (Text, Score) {
+fn to_score((text, prediction): (Arc<str>, Prediction), model: &Text, tier: Tier) -> (Text, Score) {
     let score = Score {
         label: prediction.label.into(),
         confidence: Confidence(prediction.confidence),

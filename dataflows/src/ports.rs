@@ -495,7 +495,10 @@ impl<'s, 'e> Ports<'s, 'e> {
     ///
     /// # Errors
     /// If the table's files cannot be read.
-    pub fn publish_rejects(&mut self, rejects: Collection<'s, Reject>) -> Result<(), String> {
+    pub fn publish_rejects(
+        &mut self,
+        rejects: Collection<'s, Reject>,
+    ) -> Result<Collection<'s, Reject>, String> {
         let rejected = self.environment.rejected();
         let rejects = rejects.inspect(move |(reject, _, diff)| {
             if *diff > 0 {
@@ -505,11 +508,15 @@ impl<'s, 'e> Ports<'s, 'e> {
         self.publish(rejects)
     }
 
-    /// Publishes a relation: counts its rows, keeps it in its table and makes it queryable.
+    /// Publishes a relation: counts its rows, keeps it in its table and makes it queryable. Returns its rows, for
+    /// those that follow from them: so nothing is copied for a relation that is neither kept nor queried.
     ///
     /// # Errors
     /// If the table's files cannot be read.
-    pub fn publish<D: Record>(&mut self, rows: Collection<'s, D>) -> Result<(), String> {
+    pub fn publish<D: Record>(
+        &mut self,
+        rows: Collection<'s, D>,
+    ) -> Result<Collection<'s, D>, String> {
         let observer = self.environment.observer(D::RELATION);
         let rows = rows.inspect_container(move |event| {
             if let Ok((_, batch)) = event {
@@ -529,9 +536,9 @@ impl<'s, 'e> Ports<'s, 'e> {
             self.changes.push(changes);
         }
         if self.environment.indexed(D::RELATION) {
-            self.built.indexes.push(index(rows));
+            self.built.indexes.push(index(rows.clone()));
         }
-        Ok(())
+        Ok(rows)
     }
 
     /// Ties all tables and positions into checkpoints; the last thing a pipeline's builder does.

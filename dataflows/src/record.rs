@@ -162,9 +162,7 @@ impl Column for Option<Text> {
 
 /// Further columns of a row, as [`crate::envelope::further`] writes them: in tables and queries each is a column
 /// of its own, which is what the mark [`FURTHER`] asks for.
-#[derive(
-    Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize,
-)]
+#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 pub struct Further(pub Option<Text>);
 
 /// The mark, in a field's metadata, of a column that holds others: objects of JSON with texts by name.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
+use connectors::delta::further;
 use dataflows::change::Epoch;
 use dataflows::index::{LookUp, Selection};
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use arrow::array::RecordBatch;
-use arrow::datatypes::Schema;
-use connectors::delta::further;
 use sql::{
     Answer, Condition, Limits, Progress, QueryError, ReadError, Relation, Relations, Snapshots,
 };

@@ -47,7 +47,9 @@ fn folder() -> Option<PathBuf> {
 
 fn lines(file: PathBuf) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// The messages of a form, by topic without the connector's name.
@@ -70,7 +72,10 @@ fn messages(folder: &PathBuf, form: &str) -> BTreeMap<String, Vec<(String, Deliv
         };
         let position = format!("{topic}/0/{}", line["offset"]);
         let table = topic.strip_prefix(&format!("{form}.")).unwrap_or(topic);
-        topics.entry(table.to_owned()).or_default().push((position, message));
+        topics
+            .entry(table.to_owned())
+            .or_default()
+            .push((position, message));
     }
     topics
 }
@@ -163,7 +168,9 @@ fn plainly((text, columns): (String, Columns)) -> (String, Columns) {
             BASE64_STANDARD.encode((0..digits.len()).step_by(2).map(byte).collect::<Vec<_>>())
         });
         let json = || match value.starts_with(['{', '[']) {
-            true => serde_json::from_str::<Value>(&value).ok().map(|json| json.to_string()),
+            true => serde_json::from_str::<Value>(&value)
+                .ok()
+                .map(|json| json.to_string()),
             false => None,
         };
         let name = name.to_lowercase().replace(' ', "_");
@@ -184,7 +191,9 @@ fn captured_messages_come_to_the_tables_as_they_were_in_the_end() {
             };
             let file = table.replace("My_Table", "My Table");
             let expected = lines(folder.join(format!("final/{file}.jsonl")));
-            let expected = expected.into_iter().map(|row| plainly(final_row(row, text)));
+            let expected = expected
+                .into_iter()
+                .map(|row| plainly(final_row(row, text)));
             let mut expected: Vec<_> = expected.collect();
             expected.sort();
             let found = rows(&format(&folder, form, table, text), messages);
@@ -206,7 +215,10 @@ fn values_of_all_types_are_told_alike_in_avro_and_in_json_with_schemas() {
         rows.into_iter().map(plainly).collect::<Vec<_>>()
     });
     assert_eq!(json, avro);
-    let all = json.iter().find(|(_, columns)| columns["id"] == "1").unwrap();
+    let all = json
+        .iter()
+        .find(|(_, columns)| columns["id"] == "1")
+        .unwrap();
     for (column, expected) in [
         ("n102", "12345678.90"),
         ("nfree", "123456789012345678901234567890.123456789"),

@@ -91,7 +91,9 @@ impl Told {
         Delivered {
             key: self.key.map(String::into_bytes),
             value: self.value.map(String::into_bytes),
-            headers: headers.map(|(name, value)| (name, value.into_bytes())).collect(),
+            headers: headers
+                .map(|(name, value)| (name, value.into_bytes()))
+                .collect(),
         }
     }
 }
@@ -144,7 +146,11 @@ impl Case {
         Format {
             columns,
             keyless,
-            key_columns: if keyless { Vec::new() } else { self.key.clone() },
+            key_columns: if keyless {
+                Vec::new()
+            } else {
+                self.key.clone()
+            },
             further: self.further.then(Arc::default),
             several_topics: self.several_topics,
             unavailable: UNAVAILABLE.to_owned(),
@@ -197,7 +203,11 @@ fn follow(
                 retried.unwrap_or_else(|| Upsert::row(reject.source_key(), Err(reject)))
             }
         };
-        epochs[0].push(if format.keyless { told_as_copy(told) } else { told });
+        epochs[0].push(if format.keyless {
+            told_as_copy(told)
+        } else {
+            told
+        });
     }
     for (position, told) in messages {
         if numbers.below(3) == 0 {
@@ -289,7 +299,8 @@ fn check(case: &Case, state: &Rows, round: u64) {
     expected.sort();
     let same = |(found, expected): (&&Reject, &Rejected)| {
         let any_key = expected.key.as_deref() == Some("*");
-        (any_key || found.key == expected.key.as_deref().map(Text::from)) && found.reason.contains(&expected.reason)
+        (any_key || found.key == expected.key.as_deref().map(Text::from))
+            && found.reason.contains(&expected.reason)
     };
     let all = rejects.len() == expected.len() && rejects.iter().zip(&expected).all(same);
     assert!(all, "{} (round {round}): {rejects:?}", case.about);

@@ -44,7 +44,11 @@ pub(super) fn column(name: &str) -> FieldRef {
 fn names(rows: &RecordBatch) -> Vec<String> {
     let mut names = BTreeSet::new();
     let held = place(&rows.schema()).map(|place| rows.column(place));
-    for columns in held.iter().flat_map(|held| held.as_string::<i32>()).flatten() {
+    for columns in held
+        .iter()
+        .flat_map(|held| held.as_string::<i32>())
+        .flatten()
+    {
         for name in by_name(columns).into_keys() {
             if !names.contains(&*name) {
                 names.insert(name.into_owned());
@@ -69,9 +73,13 @@ pub fn expand(rows: &RecordBatch, names: &[String]) -> Result<RecordBatch, Arrow
     let mut arrays = rows.columns().to_vec();
     let held = arrays.remove(place);
     let rows_of = held.as_string::<i32>().iter();
-    let rows_of: Vec<_> = rows_of.map(|columns| by_name(columns.unwrap_or("{}"))).collect();
+    let rows_of: Vec<_> = rows_of
+        .map(|columns| by_name(columns.unwrap_or("{}")))
+        .collect();
     for name in names {
-        let texts = rows_of.iter().map(|columns| columns.get(&**name)?.as_deref());
+        let texts = rows_of
+            .iter()
+            .map(|columns| columns.get(&**name)?.as_deref());
         arrays.push(Arc::new(texts.collect::<StringArray>()) as ArrayRef);
     }
     RecordBatch::try_new(shown(&rows.schema(), names), arrays)
@@ -95,7 +103,9 @@ pub(super) fn collapse(rows: &RecordBatch, schema: &Schema) -> ArrayRef {
         .collect();
     let held = (0..rows.num_rows()).map(|row| {
         let columns = further.iter().filter(|(_, texts)| texts.is_valid(row));
-        let columns: BTreeMap<_, _> = columns.map(|(name, texts)| (*name, texts.value(row))).collect();
+        let columns: BTreeMap<_, _> = columns
+            .map(|(name, texts)| (*name, texts.value(row)))
+            .collect();
         // Texts by text are always written.
         (!columns.is_empty()).then(|| serde_json::to_string(&columns).unwrap_or_default())
     });

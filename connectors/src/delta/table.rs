@@ -299,7 +299,11 @@ impl Table {
         let further = further.iter().map(|name| further::column(name));
         if let Some((metadata, added)) = self.with_columns(further)? {
             let added: Vec<_> = added.iter().map(|field| field.name().as_str()).collect();
-            tracing::info!(table = self.relation, added = added.join(", "), "the table gets columns");
+            tracing::info!(
+                table = self.relation,
+                added = added.join(", "),
+                "the table gets columns"
+            );
             actions.insert(0, metadata);
         }
         let snapshot = self.table.snapshot().map_err(TableError::storage(&*what))?;

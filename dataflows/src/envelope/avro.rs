@@ -197,7 +197,9 @@ impl Parser {
                 let size = schema["size"].as_u64().ok_or_else(|| lacking("size"))? as usize;
                 decimal(schema, Some(size)).unwrap_or(Type::Fixed(size))
             }
-            _ if meaning(schema) == "io.debezium.data.VariableScaleDecimal" => Type::VariableDecimal,
+            _ if meaning(schema) == "io.debezium.data.VariableScaleDecimal" => {
+                Type::VariableDecimal
+            }
             _ => {
                 let fields = schema["fields"].as_array();
                 let fields = fields.ok_or_else(|| lacking("fields"))?.iter();

@@ -15,7 +15,9 @@ use serde::de::DeserializeSeed;
 use serde_json::Value;
 
 use super::avro::Schema;
-use super::event::{EnvelopeSeed, EventOrder, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text};
+use super::event::{
+    EnvelopeSeed, EventOrder, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text, single_key,
+};
 use super::framing::{self, NEW_KEY, Part};
 use super::further::{Placeholders, column_name, one_text};
 use super::{
@@ -260,7 +262,10 @@ impl Decoder {
         row: Row<'_>,
         message: &Message<'_>,
     ) -> State<Result<R, Box<Reject>>> {
-        let Row { mut fields, further } = row;
+        let Row {
+            mut fields,
+            further,
+        } = row;
         let own = self.format.columns.len();
         fields.truncate(own);
         let mut absent = 0;
@@ -322,8 +327,7 @@ impl Decoder {
                 bytes,
             }) => {
                 let key = schema.read(bytes, KeySeed);
-                let key = key.map_err(|reason| format!("the key is {reason}"))?;
-                Ok(key.map(Text::from))
+                key.map_err(|reason| format!("the key is {reason}"))
             }
             Some(Written { bytes, .. }) => plain_key(self.format.json_keys, bytes),
         }
@@ -556,7 +560,7 @@ impl Decoder {
             };
             values.push((name.clone(), value));
         }
-        Ok(key_text(values).into())
+        Ok(key_text(values))
     }
 
     /// Whether an event tells again what its partition has told, because its connector went back;
@@ -797,12 +801,15 @@ fn plain_key(json: bool, bytes: &[u8]) -> Result<Option<Text>, String> {
     if !json {
         return Ok(Some(text.into()));
     }
+    if let Some(key) = single_key(text) {
+        return Ok(Some(key));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed = KeySeed
         .deserialize(&mut json)
         .and_then(|key| json.end().map(|()| key));
     match parsed {
-        Ok(key) => Ok(key.map(Text::from)),
+        Ok(key) => Ok(key),
         // Keys of connectors without a JSON converter are plain strings, and may begin as JSON does.
         Err(_) => Ok(Some(text.into())),
     }

@@ -12,11 +12,13 @@ use foldhash::{HashMap, HashMapExt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use smol_str::format_smolstr;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
 
 use super::Field;
 use super::further::Columns;
 use super::meaning::{Meaning, Meanings, meanings};
+use crate::change::Text;
 
 /// Schema parts that are remembered; a topic has one for each change of its table.
 const MOST_SCHEMAS: usize = 1_000;
@@ -190,7 +192,10 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
                 "after" => event.after = map.next_value_seed(self.row)?,
                 "before" if self.before => {
                     let columns = None;
-                    event.before = map.next_value_seed(RowSeed { columns, ..self.row })?;
+                    event.before = map.next_value_seed(RowSeed {
+                        columns,
+                        ..self.row
+                    })?;
                 }
                 "transaction" if self.transaction => event.transaction = Some(map.next_value()?),
                 "source" => event.order = map.next_value_seed(OrderSeed)?,
@@ -240,11 +245,7 @@ impl<'de> Visitor<'de> for OrderSeed {
                 }
                 "lsn" => order.lsn = number(map.next_value_seed(FieldSeed)?),
                 "ts_ms" => order.committed_ms = number(map.next_value_seed(FieldSeed)?),
-                "sequence" => {
-                    if let Field::Text(sequence) = map.next_value_seed(FieldSeed)? {
-                        order.commit = commit_of(&sequence);
-                    }
-                }
+                "sequence" => order.commit = map.next_value_seed(CommitSeed)?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -256,6 +257,60 @@ fn number(field: Field<'_>) -> i64 {
     match field {
         Field::Integer(number) => number,
         _ => 0,
+    }
+}
+
+/// Reads the last commit from what PostgreSQL's connector tells of an event's place; other connectors tell other
+/// things.
+struct CommitSeed;
+
+impl<'de> DeserializeSeed<'de> for CommitSeed {
+    type Value = Option<i64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for CommitSeed {
+    type Value = Option<i64>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an event's place")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    // A string without a copy, though it holds escapes.
+    fn visit_str<E: Error>(self, sequence: &str) -> Result<Self::Value, E> {
+        Ok(commit_of(sequence))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        finish(None, map)
     }
 }
 
@@ -335,7 +390,11 @@ impl<'n> RowSeed<'n> {
     ) -> Result<(), A::Error> {
         self.count(&name);
         let place = self.wanted.place(&name);
-        match (place, self.wanted.is_further(&name, place), self.meaning_of(&name)) {
+        match (
+            place,
+            self.wanted.is_further(&name, place),
+            self.meaning_of(&name),
+        ) {
             (None, false, _) => drop(map.next_value::<IgnoredAny>()?),
             (Some(place), false, None) => row.fields[place] = map.next_value_seed(FieldSeed)?,
             _ => {
@@ -357,7 +416,9 @@ impl<'n> RowSeed<'n> {
         row: &mut Row<'de>,
     ) -> serde_json::Result<()> {
         let place = self.wanted.place(&name);
-        let told = self.meaning_of(&name).and_then(|meaning| value.told(meaning));
+        let told = self
+            .meaning_of(&name)
+            .and_then(|meaning| value.told(meaning));
         if let Some(place) = place {
             row.fields[place] = match &told {
                 Some(told) => Field::Text(Cow::Owned(told.clone())),
@@ -448,7 +509,9 @@ impl<'a> Whole<'a> {
 
     fn field(&self) -> serde_json::Result<Field<'a>> {
         match self {
-            Self::Json(raw) => FieldSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get())),
+            Self::Json(raw) => {
+                FieldSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
+            }
             Self::Tree(value) => Ok(match value {
                 Value::Null => Field::Null,
                 Value::Bool(value) => Field::Boolean(*value),
@@ -469,7 +532,8 @@ impl<'a> Whole<'a> {
             Self::Json(raw) => match raw.get().as_bytes().first() {
                 Some(b'n') => Ok(None),
                 Some(b'"') => {
-                    let text = NameSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get()));
+                    let text =
+                        NameSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get()));
                     text.map(Some)
                 }
                 _ => Ok(Some(Cow::Borrowed(raw.get()))),
@@ -542,7 +606,7 @@ impl<'de> Visitor<'de> for FieldSeed {
 pub(super) struct KeySeed;
 
 impl<'de> DeserializeSeed<'de> for KeySeed {
-    type Value = Option<String>;
+    type Value = Option<Text>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
@@ -550,7 +614,7 @@ impl<'de> DeserializeSeed<'de> for KeySeed {
 }
 
 impl<'de> Visitor<'de> for KeySeed {
-    type Value = Option<String>;
+    type Value = Option<Text>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a key")
@@ -561,19 +625,19 @@ impl<'de> Visitor<'de> for KeySeed {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(text.to_owned()))
+        Ok(Some(text.into()))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Some(number.to_string()))
+        Ok(Some(format_smolstr!("{number}")))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Some(number.to_string()))
+        Ok(Some(format_smolstr!("{number}")))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(Some(value.to_string()))
+        Ok(Some(format_smolstr!("{value}")))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -589,13 +653,39 @@ impl<'de> Visitor<'de> for KeySeed {
     }
 }
 
+/// Reads the JSON key of a table with one key column, a number or a text: `{"id":17}`. Such are most keys, and so they
+/// are read without what others need.
+pub(super) fn single_key(json: &str) -> Option<Text> {
+    let (name, value) = json
+        .strip_prefix("{\"")?
+        .strip_suffix('}')?
+        .split_once("\":")?;
+    let plain = |text: &str| !text.contains(['"', '\\']);
+    let value = value.trim_ascii();
+    if !plain(name) || matches!(name, "schema" | "payload") {
+        return None;
+    }
+    match value.strip_prefix('"') {
+        Some(text) => {
+            let text = text.strip_suffix('"')?;
+            let printed = plain(text) && !text.bytes().any(|byte| byte < b' ');
+            printed.then(|| text.into())
+        }
+        None => {
+            let number: i64 = value.parse().ok()?;
+            let written = format_smolstr!("{number}");
+            (*written == *value).then_some(written)
+        }
+    }
+}
+
 /// Columns of a key as one text: the value of one, an object of several. The order of columns is the
 /// connector's, and the same for every event of a table.
-pub(super) fn key_text(mut columns: Vec<(String, Value)>) -> String {
-    match columns.as_mut_slice() {
-        [(_, Value::String(text))] => std::mem::take(text),
-        [(_, value)] => value.to_string(),
-        _ => Value::Object(columns.into_iter().collect()).to_string(),
+pub(super) fn key_text(columns: Vec<(String, Value)>) -> Text {
+    match columns.as_slice() {
+        [(_, Value::String(text))] => text.into(),
+        [(_, value)] => format_smolstr!("{value}"),
+        _ => format_smolstr!("{}", Value::Object(columns.into_iter().collect())),
     }
 }
 

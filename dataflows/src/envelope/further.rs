@@ -137,7 +137,9 @@ mod tests {
     #[test]
     fn what_was_not_sent_is_as_it_was() {
         let told = |columns: &[(&'static str, &'static str)]| {
-            let columns = columns.iter().map(|(name, text)| ((*name).into(), (*text).into()));
+            let columns = columns
+                .iter()
+                .map(|(name, text)| ((*name).into(), (*text).into()));
             one_text(columns.collect(), &[], &Placeholders::new("?"))
         };
         let (older, sent) = told(&[("b", "2"), ("a", "\"1\"")]);

@@ -234,7 +234,8 @@ mod tests {
                            "parameters": {"scale": "2"}, "field": "price"});
         let row = json!({"type": "struct", "field": "after", "fields":
                          [at, price, {"type": "string", "field": "text"}]});
-        let envelope = json!({"type": "struct", "fields": [{"type": "string", "field": "op"}, row]});
+        let envelope =
+            json!({"type": "struct", "fields": [{"type": "string", "field": "op"}, row]});
         let told = meanings(&envelope.to_string());
         assert_eq!(told, meanings(&row.to_string()));
         assert_eq!(told.len(), 2);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::mem::ManuallyDrop;
 
 use differential_dataflow::{AsCollection, ExchangeData};
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
@@ -47,7 +48,8 @@ pub fn tally<'s, A: Aggregate>(
     let by_key = Exchange::new(|((key, _), _, _): &(Pair<A>, Epoch, Diff)| place(key));
     let changes = values.inner.unary_frontier(by_key, name, |_, _| {
         let mut stash: Stash<(Pair<A>, Diff)> = Stash::new();
-        let mut aggregates: HashMap<A::Key, Kept<A>> = HashMap::new();
+        // Never freed: it lives as long as its process, and to free it key by key would hold up its end.
+        let mut aggregates: ManuallyDrop<HashMap<A::Key, Kept<A>>> = ManuallyDrop::default();
         move |(input, frontier), output| {
             input.for_each(|capability, data| {
                 for (value, epoch, diff) in data.drain(..) {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::mem::ManuallyDrop;
 
 use differential_dataflow::{AsCollection, ExchangeData};
 use foldhash::{HashMap, HashMapExt};
@@ -143,7 +144,8 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 ///
 /// Within an epoch the last change of a key wins, in the order in which its source sent it; so the
 /// changes of a key must all come from one source on one worker. A change to what the row already
-/// is yields nothing and leaves the row as it is, which makes redelivery harmless.
+/// is yields nothing and leaves the row as it is, which makes redelivery harmless. Rows that are replaced within
+/// their own epoch come and go in it, and cancel.
 ///
 /// A row whose key changes may lack what did not change otherwise, as large values of PostgreSQL do. The
 /// row under its old key completes it, within the same epoch if the source told of both in it.
@@ -174,7 +176,9 @@ impl<T: Revision> Revision for std::sync::Arc<T> {
 ///     let upserts = vec![row(1), Upsert::gone("a".into()), row(2)];
 ///     upsert(upserts.to_stream(scope), "Rows", never).0.inner.capture()
 /// });
-/// assert_eq!(changes.extract(), [(0, vec![(Row(2), 0, 1)])]);
+/// let mut changes = changes.extract().remove(0).1;
+/// differential_dataflow::consolidation::consolidate_updates(&mut changes);
+/// assert_eq!(changes, [(Row(2), 0, 1)]);
 /// ```
 pub fn upsert<'s, V: ExchangeData + Revision>(
     upserts: StreamVec<'s, Epoch, Upsert<V>>,
@@ -208,18 +212,11 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                             let told = rows.all().map(|row| Err(Aside::Told(row.clone())));
                             session.give_iterator(told);
                         }
-                        let applied = rows.apply(upserts);
-                        for (key, old) in applied.before {
-                            let new = rows.settle(&key);
-                            if old == new {
-                                continue;
-                            }
-                            let change = |(row, copies), sign| Ok((row, epoch, sign * copies));
-                            session.give_iterator(old.map(|old| change(old, -1)).into_iter());
-                            session.give_iterator(new.map(|new| change(new, 1)).into_iter());
-                        }
-                        let moved = applied.moved.into_iter();
-                        session.give_iterator(moved.map(|upsert| Err(Aside::Moved(upsert))));
+                        let mut moved = Vec::new();
+                        rows.apply(upserts, &mut moved, &mut |row, diff| {
+                            session.give(Ok((row, epoch, diff)));
+                        });
+                        session.give_iterator(moved.into_iter().map(|row| Err(Aside::Moved(row))));
                     }
                 }
             });
@@ -259,7 +256,8 @@ type Round = u32;
 
 /// The rows of one worker.
 struct Rows<V> {
-    held: HashMap<Text, Held<V>>,
+    /// Never freed: it lives as long as its process, and to free millions of rows one by one would hold up its end.
+    held: ManuallyDrop<HashMap<Text, Held<V>>>,
     /// What was truncated, with the place in the log: what was told before counts no more, even if
     /// it arrives later, over another partition.
     truncated: BTreeMap<Text, i64>,
@@ -274,40 +272,18 @@ struct Rows<V> {
 }
 
 struct Held<V> {
-    /// None only within an epoch.
-    row: Option<V>,
+    row: V,
     at: i64,
     /// How many copies of the row there are: one, unless copies are counted. Of fewer than none, the row is what
     /// stands for those that are lacking.
     copies: i32,
-    /// Whether the epoch that is being applied has touched it. The mark stands here, and not in a set of
-    /// keys, because looking a key up is most of the work.
-    touched: bool,
-}
-
-impl<V: Clone> Held<V> {
-    /// The row with the number of its copies, if there are any.
-    fn counted(&self) -> Option<(V, Diff)> {
-        let row = self.row.clone().filter(|_| self.copies != 0)?;
-        Some((row, self.copies.unsigned_abs() as Diff))
-    }
-}
-
-/// Each key that an epoch touched, once, with the row it had before and how many copies of it.
-type Before<V> = Vec<(Text, Option<(V, Diff)>)>;
-
-/// What came of some upserts.
-struct Applied<V> {
-    before: Before<V>,
-    /// Rows on their way to other keys.
-    moved: Vec<Upsert<V>>,
 }
 
 impl<V> Rows<V> {
     fn new(retry: impl Fn() -> TryAgain<V> + 'static) -> Self {
         Self {
             retry: Box::new(retry),
-            held: HashMap::new(),
+            held: ManuallyDrop::new(HashMap::new()),
             truncated: BTreeMap::new(),
             lacking: HashMap::new(),
             arrived: HashMap::new(),
@@ -318,148 +294,117 @@ impl<V> Rows<V> {
 
 impl<V: Clone + Revision> Rows<V> {
     /// Applies an epoch's upserts one after another, so that the rows do not depend on where an epoch
-    /// ends.
-    fn apply(&mut self, upserts: Vec<Upsert<V>>) -> Applied<V> {
-        let mut applied = Applied {
-            before: Vec::with_capacity(upserts.len()),
-            moved: Vec::new(),
-        };
+    /// ends. Tells each change of a row at once, although another of the same epoch may take it back: few do, and to
+    /// look each key up again at the epoch's end would cost more. Rows on their way to other keys go to `moved`.
+    fn apply(
+        &mut self,
+        upserts: Vec<Upsert<V>>,
+        moved: &mut Vec<Upsert<V>>,
+        tell: &mut impl FnMut(V, Diff),
+    ) {
         for Upsert { key, at, state } in upserts {
             if self.is_truncated(&key, at) {
                 continue;
             }
-            let new = match state {
+            match state {
                 State::Row(row) => {
                     self.known(&key);
-                    Some(row)
+                    self.put(key, at, row, tell);
                 }
-                State::Patch(patch) => Some(self.patched(&key, at, *patch)),
+                State::Patch(patch) => {
+                    let row = self.patched(&key, at, *patch);
+                    self.put(key, at, row, tell);
+                }
                 State::Gone => {
                     self.known(&key);
-                    None
+                    self.remove(&key, tell);
                 }
                 State::Left(to) => {
-                    self.leave(&key, at, to, &mut applied.moved);
-                    None
+                    self.leave(&key, at, to, moved);
+                    self.remove(&key, tell);
                 }
                 State::Arrived(older) => {
-                    let Some(row) = self.arrive(&key, at, *older, &mut applied.moved) else {
-                        continue;
-                    };
-                    Some(row)
+                    if let Some(row) = self.arrive(&key, at, *older, moved) {
+                        self.put(key, at, row, tell);
+                    }
                 }
                 State::Retried(row) => {
-                    let known = self.held.get(&key);
-                    if known.is_some_and(|held| held.row.is_some() && held.at >= at) {
-                        continue;
+                    if self.held.get(&key).is_none_or(|held| held.at < at) {
+                        self.put(key, at, *row, tell);
                     }
-                    Some(*row)
                 }
-                State::Truncated(_) => {
-                    self.truncate(key, at, &mut applied.before);
-                    continue;
-                }
-                State::Retry(_) => {
-                    self.retry(&mut applied);
-                    continue;
-                }
-                State::More(row) => {
-                    self.count(key, at, 1, row, &mut applied.before);
-                    continue;
-                }
-                State::Fewer(lacking) => {
-                    self.count(key, at, -1, lacking, &mut applied.before);
-                    continue;
-                }
-                State::Tell(_) => continue,
-            };
-            self.put(key, at, new, &mut applied.before);
+                State::Truncated(_) => self.truncate(key, at, tell),
+                State::Retry(_) => self.retry(moved, tell),
+                State::More(row) => self.count(key, at, 1, row, tell),
+                State::Fewer(lacking) => self.count(key, at, -1, lacking, tell),
+                State::Tell(_) => {}
+            }
         }
-        applied
     }
 
     /// Makes this the row of a key.
-    fn put(&mut self, key: Text, at: i64, new: Option<V>, before: &mut Before<V>) {
+    fn put(&mut self, key: Text, at: i64, new: V, tell: &mut impl FnMut(V, Diff)) {
         match self.held.entry(key) {
             Entry::Occupied(mut entry) => {
-                let same = match (&entry.get().row, &new) {
-                    (Some(row), Some(new)) => row.same_as(new),
-                    (row, new) => row.is_none() && new.is_none(),
-                };
-                entry.get_mut().at = at;
-                if same {
-                    return;
-                }
                 let held = entry.get_mut();
-                let copies = held.copies;
-                held.copies = copies.max(1);
-                let old = std::mem::replace(&mut held.row, new);
-                if !std::mem::replace(&mut held.touched, true) {
-                    let old = old.map(|row| (row, copies.unsigned_abs() as Diff));
-                    before.push((entry.key().clone(), old));
+                held.at = at;
+                if !held.row.same_as(&new) {
+                    let copies = held.copies.unsigned_abs() as Diff;
+                    let old = std::mem::replace(&mut held.row, new.clone());
+                    tell(old, -copies);
+                    tell(new, copies);
                 }
             }
-            Entry::Vacant(entry) if new.is_some() => {
-                before.push((entry.key().clone(), None));
+            Entry::Vacant(entry) => {
+                tell(new.clone(), 1);
                 entry.insert(Held {
                     row: new,
                     at,
                     copies: 1,
-                    touched: true,
                 });
             }
-            Entry::Vacant(_) => {}
+        }
+    }
+
+    /// Takes the key's row away.
+    fn remove(&mut self, key: &Text, tell: &mut impl FnMut(V, Diff)) {
+        if let Some(held) = self.held.remove(key) {
+            tell(held.row, -(held.copies.unsigned_abs() as Diff));
         }
     }
 
     /// Adds a copy of a row, or takes one away; if then there is one, or one is lacking, this is what it is.
-    fn count(&mut self, key: Text, at: i64, copies: i32, first: V, before: &mut Before<V>) {
-        let held = match self.held.entry(key) {
+    fn count(&mut self, key: Text, at: i64, copies: i32, first: V, tell: &mut impl FnMut(V, Diff)) {
+        match self.held.entry(key) {
             Entry::Vacant(entry) => {
-                before.push((entry.key().clone(), None));
-                entry.insert(Held {
-                    row: None,
-                    at,
-                    copies: 0,
-                    touched: true,
-                })
+                tell(first.clone(), 1);
+                let row = first;
+                entry.insert(Held { row, at, copies });
             }
             Entry::Occupied(mut entry) => {
-                if !std::mem::replace(&mut entry.get_mut().touched, true) {
-                    before.push((entry.key().clone(), entry.get().counted()));
+                let held = entry.get_mut();
+                // One copy more of what there is, or of what is lacking one less.
+                let more = held.copies.signum() == copies.signum();
+                held.copies += copies;
+                held.at = at;
+                tell(held.row.clone(), if more { 1 } else { -1 });
+                if held.copies == 0 {
+                    entry.remove();
                 }
-                entry.into_mut()
             }
-        };
-        held.at = at;
-        held.copies += copies;
-        if held.copies == copies {
-            held.row = Some(first);
         }
-    }
-
-    /// The row of a key that was touched, and how many copies of it, now that all upserts are applied.
-    fn settle(&mut self, key: &Text) -> Option<(V, Diff)> {
-        let held = self.held.get_mut(key)?;
-        held.touched = false;
-        let counted = held.counted();
-        if counted.is_none() {
-            self.held.remove(key);
-        }
-        counted
     }
 
     /// All rows, each copy of them.
     fn all(&self) -> impl Iterator<Item = &V> {
         let copies = |held: &Held<V>| held.copies.unsigned_abs() as usize;
         let held = self.held.values();
-        held.flat_map(move |held| std::iter::repeat_n(held.row.as_ref(), copies(held)))
-            .flatten()
+        held.flat_map(move |held| std::iter::repeat_n(&held.row, copies(held)))
     }
 
     /// The row that a key has now.
     fn row(&self, key: &Text) -> Option<&V> {
-        self.held.get(key)?.row.as_ref()
+        self.held.get(key).map(|held| &held.row)
     }
 
     /// All of the key's row is known, so nothing waits for more. These maps are empty but for a moment
@@ -522,13 +467,10 @@ impl<V: Clone + Revision> Rows<V> {
 
     /// Tries again what could not be used. What then has another key goes there, lest it takes the place of
     /// what was told of that later.
-    fn retry(&mut self, applied: &mut Applied<V>) {
+    fn retry(&mut self, moved: &mut Vec<Upsert<V>>, tell: &mut impl FnMut(V, Diff)) {
         let mut retry = (self.retry)();
         let held = self.held.iter();
-        let retried = held.filter_map(|(key, held)| {
-            let upsert = retry(held.row.as_ref()?)?;
-            Some((key.clone(), upsert))
-        });
+        let retried = held.filter_map(|(key, held)| Some((key.clone(), retry(&held.row)?)));
         for (key, upsert) in retried.collect::<Vec<_>>() {
             let at = upsert.at;
             let row = match upsert.state {
@@ -537,11 +479,11 @@ impl<V: Clone + Revision> Rows<V> {
                 _ => continue,
             };
             if key == upsert.key {
-                self.put(key, at, Some(row), &mut applied.before);
+                self.put(key, at, row, tell);
                 continue;
             }
-            self.put(key, at, None, &mut applied.before);
-            applied.moved.push(Upsert {
+            self.remove(&key, tell);
+            moved.push(Upsert {
                 key: upsert.key,
                 at,
                 state: State::Retried(Box::new(row)),
@@ -549,19 +491,15 @@ impl<V: Clone + Revision> Rows<V> {
         }
     }
 
-    fn truncate(&mut self, prefix: Text, at: i64, before: &mut Before<V>) {
-        for (key, held) in &mut self.held {
-            if held.at > at || !key.starts_with(&*prefix) {
-                continue;
-            }
-            let counted = held.counted();
-            if counted.is_some() && !std::mem::replace(&mut held.touched, true) {
-                before.push((key.clone(), counted));
-            }
-            held.row = None;
-            held.copies = 0;
-        }
+    fn truncate(&mut self, prefix: Text, at: i64, tell: &mut impl FnMut(V, Diff)) {
         let stays = |key: &Text, since: i64| !key.starts_with(&*prefix) || since > at;
+        self.held.retain(|key, held| {
+            let stays = stays(key, held.at);
+            if !stays {
+                tell(held.row.clone(), -(held.copies.unsigned_abs() as Diff));
+            }
+            stays
+        });
         self.lacking.retain(|key, (since, _)| stays(key, *since));
         self.arrived.retain(|key, (since, _)| stays(key, *since));
         let known = self.truncated.entry(prefix).or_default();
@@ -595,6 +533,8 @@ impl<V: Revision> Patch<V> {
 
 #[cfg(test)]
 mod tests {
+    use differential_dataflow::consolidation::consolidate;
+
     use super::*;
 
     /// A row of two fields.
@@ -628,20 +568,24 @@ mod tests {
         }))
     }
 
-    /// Applies an epoch; returns what it touched as it was before.
-    fn apply(rows: &mut Rows<Pair>, upserts: Vec<Upsert<Pair>>) -> Before<Pair> {
-        let before = rows.apply(upserts).before;
-        for (key, _) in &before {
-            rows.settle(key);
-        }
-        before
+    /// Applies an epoch; returns what it changed, and what moves to other keys.
+    fn apply(
+        rows: &mut Rows<Pair>,
+        upserts: Vec<Upsert<Pair>>,
+    ) -> (Vec<(Pair, Diff)>, Vec<Upsert<Pair>>) {
+        let (mut changes, mut moved) = (Vec::new(), Vec::new());
+        rows.apply(upserts, &mut moved, &mut |row, diff| {
+            changes.push((row, diff))
+        });
+        consolidate(&mut changes);
+        (changes, moved)
     }
 
     fn left(rows: &Rows<Pair>) -> Vec<(&str, Pair)> {
         let mut left: Vec<_> = rows
             .held
             .iter()
-            .filter_map(|(key, held)| Some((&**key, held.row?)))
+            .map(|(key, held)| (&**key, held.row))
             .collect();
         left.sort_unstable();
         left
@@ -660,7 +604,7 @@ mod tests {
         apply(&mut rows, vec![told("b", 3, patch((4, 0), 2))]);
         assert_eq!(left(&rows), [("a", (3, 2)), ("b", (-1, -1))]);
         // Within an epoch as well, and what was there at its start is what is taken back.
-        let before = apply(
+        let (changes, _) = apply(
             &mut rows,
             vec![
                 told("a", 4, State::Gone),
@@ -668,7 +612,7 @@ mod tests {
                 told("a", 6, patch((0, 9), 1)),
             ],
         );
-        assert_eq!(before, [("a".into(), Some(((3, 2), 1)))]);
+        assert_eq!(changes, [((3, 2), -1), ((7, 9), 1)]);
         assert_eq!(left(&rows)[0], ("a", (7, 9)));
     }
 
@@ -691,14 +635,26 @@ mod tests {
         ];
         apply(&mut rows, upserts);
         apply(&mut rows, vec![told("3", 9, State::Row((8, 8)))]);
-        let applied = rows.apply(vec![told("", 0, State::Retry(0))]);
-        applied.before.iter().for_each(|(key, _)| {
-            rows.settle(key);
-        });
-        apply(&mut rows, applied.moved);
+        let (_, moved) = apply(&mut rows, vec![told("", 0, State::Retry(0))]);
+        apply(&mut rows, moved);
         // What was told later of a key counts more than what was tried again.
         let expected = [("1", (1, 1)), ("2", (1, 1)), ("3", (8, 8)), ("x", (-1, 0))];
         assert_eq!(left(&rows), expected);
+    }
+
+    #[test]
+    fn copies_are_counted_and_what_is_lacking_is_told() {
+        let mut rows = Rows::new(never);
+        let more = |row| told("k", 0, State::More(row));
+        let fewer = || told("k", 0, State::Fewer((-1, -1)));
+        let (changes, _) = apply(&mut rows, vec![fewer(), fewer(), more((1, 1))]);
+        assert_eq!(changes, [((-1, -1), 1)]);
+        let (changes, _) = apply(&mut rows, vec![more((1, 1)), more((1, 1)), more((1, 2))]);
+        assert_eq!(changes, [((-1, -1), -1), ((1, 1), 2)]);
+        assert_eq!(rows.all().count(), 2);
+        let (changes, _) = apply(&mut rows, vec![fewer(), fewer()]);
+        assert_eq!(changes, [((1, 1), -2)]);
+        assert!(rows.held.is_empty());
     }
 
     #[test]
@@ -713,8 +669,8 @@ mod tests {
                 told("u/other", 10, State::Row((3, 3))),
             ],
         );
-        let before = apply(&mut rows, vec![told("t/", 20, State::Truncated(0))]);
-        assert_eq!(before.len(), 2);
+        let (changes, _) = apply(&mut rows, vec![told("t/", 20, State::Truncated(0))]);
+        assert_eq!(changes, [((0, 0), -1), ((1, 1), -1)]);
         apply(
             &mut rows,
             vec![

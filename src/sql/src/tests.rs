@@ -55,7 +55,10 @@ impl Relations for Fixed {
         let columns: Vec<ArrayRef> = vec![Arc::new(names), Arc::new(counts)];
         let rows = RecordBatch::try_new(self.relations().remove(0).schema, columns).unwrap();
         let schema = rows.schema();
-        let places = selection.columns.iter().map(|name| schema.index_of(name).unwrap());
+        let places = selection
+            .columns
+            .iter()
+            .map(|name| schema.index_of(name).unwrap());
         let rows = rows.project(&places.collect::<Vec<_>>()).unwrap();
         futures::stream::iter([Ok(rows)]).boxed()
     }

@@ -595,16 +595,14 @@ pub fn build(
     let format = ports.format(SOURCE);
     let (rows, before) = upsert(tweets, "Bronze", move || try_again(Retry::new(format())));
     let (bronze, unreadable) = split(rows);
+    let bronze = ports.publish(bronze)?;
 
     let of_mentions = settings.clone();
-    let exploded = bronze.clone().flat_map(move |tweet| {
-        let (mentions, undated) = match mentions_of(&tweet, &of_mentions) {
-            Ok(mentions) => (mentions, None),
-            Err(reject) => (Vec::new(), Some(Box::new(reject))),
-        };
-        mentions.into_iter().map(Ok).chain(undated.map(Err))
-    });
-    let (silver, undated) = split(exploded);
+    let exploded = bronze.flat_map(move |tweet| explode(&tweet, &of_mentions));
+    let (silver, others) = sort(exploded, Exploded::silver);
+    let (tweeted, undated) = sort(others, Exploded::tweeted);
+    let silver = ports.publish(silver)?;
+    let undated = undated.flat_map(Exploded::undated);
 
     let of_mentions = settings.clone();
     let before = before.flat_map(move |row| {
@@ -614,33 +612,69 @@ pub fn build(
         mentions.into_iter().flatten().map(Notice::Before)
     });
     let orders = orders.map(|(worker, order)| Notice::Order(worker, order));
-    let (gold, scores) = predict(&mut ports, silver.clone(), orders.concat(before))?;
+    let predicted = predict(&mut ports, silver, orders.concat(before))?;
+    let gold = ports.publish(predicted.gold)?;
+    ports.publish(predicted.scores)?;
 
     let fold_case = settings.fold_case;
-    let mentioned = gold
-        .clone()
-        .map(move |gold| (mentioned(&gold, fold_case), gold));
-    let mention_sentiment = tally::<MentionTally>(mentioned, "MentionSentiment");
-    let accuracy = tally::<AccuracyTally>(gold.clone().flat_map(labels_of), "Accuracy");
-    let rule = settings.rule.clone();
-    let tweeted = bronze.clone().flat_map(move |tweet| tweeted(&tweet, &rule));
-    let users = tally::<UserTally>(tweeted, "Users");
-
-    // Who is mentioned twice in a tweet does not make two rejects of it.
-    let unscored = gold
-        .clone()
-        .flat_map(|gold| unscorable(&gold))
-        .distinct_total();
-
-    ports.publish(bronze)?;
-    ports.publish(silver)?;
-    ports.publish(gold)?;
-    ports.publish(scores)?;
-    ports.publish(mention_sentiment)?;
-    ports.publish(accuracy)?;
-    ports.publish(users)?;
-    ports.publish_rejects(unreadable.concat(undated).concat(unscored))?;
+    let mentioned = gold.map(move |gold| (mentioned(&gold, fold_case), gold));
+    ports.publish(tally::<MentionTally>(mentioned, "MentionSentiment"))?;
+    ports.publish(tally::<AccuracyTally>(predicted.labels, "Accuracy"))?;
+    ports.publish(tally::<UserTally>(tweeted, "Users"))?;
+    let rejects = unreadable.concat(undated).concat(predicted.unscored);
+    ports.publish_rejects(rejects)?;
     Ok(ports.finish())
+}
+
+/// What follows from a tweet by itself.
+#[derive(Clone, Debug)]
+enum Exploded {
+    Silver(Arc<Silver>),
+    /// Who tweeted, and whether someone is mentioned.
+    Tweeted(Text, bool),
+    Undated(Box<Reject>),
+}
+
+impl Exploded {
+    fn silver(self) -> Result<Arc<Silver>, Self> {
+        match self {
+            Self::Silver(row) => Ok(row),
+            other => Err(other),
+        }
+    }
+
+    fn tweeted(self) -> Result<(Text, bool), Self> {
+        match self {
+            Self::Tweeted(user, mentions_someone) => Ok((user, mentions_someone)),
+            other => Err(other),
+        }
+    }
+
+    fn undated(self) -> Option<Reject> {
+        match self {
+            Self::Undated(reject) => Some(*reject),
+            _ => None,
+        }
+    }
+}
+
+/// Looks at a tweet once for all that follows from it.
+fn explode(tweet: &Bronze, settings: &Settings) -> impl Iterator<Item = Exploded> + use<> {
+    let (silver, undated, mentions_someone) = match mentions_of(tweet, settings) {
+        Ok(silver) => {
+            let mentions_someone = !silver.is_empty();
+            (silver, None, mentions_someone)
+        }
+        Err(reject) => {
+            let mentions_someone = settings.rule.finds_any(&tweet.text);
+            (Vec::new(), Some(reject), mentions_someone)
+        }
+    };
+    let tweeted = tweet.user.clone();
+    let tweeted = tweeted.map(|user| Exploded::Tweeted(user, mentions_someone));
+    let undated = undated.map(|reject| Exploded::Undated(Box::new(reject)));
+    let silver = silver.into_iter().map(Exploded::Silver);
+    silver.chain(tweeted).chain(undated)
 }
 
 /// The source's rows at the last checkpoint: those that could be used, and those that could not.
@@ -722,14 +756,38 @@ where
     T: Clone + 'static,
     E: Clone + 'static,
 {
-    let (oks, errors) = results.inner.ok_err(|(result, epoch, diff)| match result {
-        Ok(row) => Ok((row, epoch, diff)),
-        Err(error) => Err((*error, epoch, diff)),
-    });
-    (oks.as_collection(), errors.as_collection())
+    let (oks, errors) = sort(results, |result| result);
+    (oks, errors.map(|error| *error))
 }
 
-type Predicted<'s> = (Collection<'s, Arc<Gold>>, Collection<'s, TextScore>);
+/// Sorts rows of one kind out.
+fn sort<'s, T, K, E>(
+    rows: Collection<'s, T>,
+    of_kind: impl Fn(T) -> Result<K, E> + 'static,
+) -> (Collection<'s, K>, Collection<'s, E>)
+where
+    T: Clone + 'static,
+    K: Clone + 'static,
+    E: Clone + 'static,
+{
+    let (those, others) = rows
+        .inner
+        .ok_err(move |(row, epoch, diff)| match of_kind(row) {
+            Ok(row) => Ok((row, epoch, diff)),
+            Err(row) => Err((row, epoch, diff)),
+        });
+    (those.as_collection(), others.as_collection())
+}
+
+/// What a model makes of silver.
+struct Predicted<'s> {
+    gold: Collection<'s, Arc<Gold>>,
+    scores: Collection<'s, TextScore>,
+    /// The labels of each row that was given one and predicted one.
+    labels: Collection<'s, ((Text, Text, Text), ())>,
+    /// What the model could not score.
+    unscored: Collection<'s, Reject>,
+}
 
 /// Gives each mention the current model's score of its text; without a model, an empty one.
 fn predict<'s>(
@@ -744,9 +802,12 @@ fn predict<'s>(
             model: "".into(),
             tier: FULL,
         };
-        let unscored = silver.map(move |row| gold(&row, &none));
-        let no_scores = unscored.clone().flat_map(|_| None::<TextScore>);
-        return Ok((unscored, no_scores));
+        return Ok(Predicted {
+            gold: silver.map(move |row| gold(&row, &none)),
+            scores: nothing(ports.scope()),
+            labels: nothing(ports.scope()),
+            unscored: nothing(ports.scope()),
+        });
     };
     // Scores of models that are not there are of no use; persisting will take them out of the table.
     let recalled = ports.recalls_scores();
@@ -775,7 +836,21 @@ fn predict<'s>(
         confidence: score.confidence,
         tier: score.tier,
     });
-    Ok((gold, scores))
+    Ok(Predicted {
+        labels: gold.clone().flat_map(labels_of),
+        // Who is mentioned twice in a tweet does not make two rejects of it.
+        unscored: gold
+            .clone()
+            .flat_map(|gold| unscorable(&gold))
+            .distinct_total(),
+        gold,
+        scores,
+    })
+}
+
+/// A collection without any rows.
+fn nothing<D: Clone + 'static>(scope: Scope<'_, Epoch>) -> Collection<'_, D> {
+    None::<(D, Epoch, Diff)>.to_stream(scope).as_collection()
 }
 
 fn known(row: TextScore) -> ScoredText {
@@ -823,10 +898,6 @@ fn labels_of(gold: Arc<Gold>) -> Option<((Text, Text, Text), ())> {
             (),
         )
     })
-}
-
-fn tweeted(tweet: &Bronze, rule: &MentionRule) -> Option<(Text, bool)> {
-    Some((tweet.user.clone()?, rule.finds_any(&tweet.text)))
 }
 
 #[cfg(test)]
