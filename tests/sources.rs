@@ -19,49 +19,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+use support::database::Database;
 use support::numbers::Numbers;
 use support::services::{Connector, Services};
 use support::{Running, Site};
-use tokio_postgres::{Client, NoTls};
 
-/// PostgreSQL, spoken to in SQL.
-struct Database {
-    runtime: tokio::runtime::Runtime,
-    client: Client,
-}
-
-impl Database {
-    fn connect(services: &Services) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let connecting = tokio_postgres::connect(services.postgres(), NoTls);
-        let (client, connection) = runtime.block_on(connecting).unwrap();
-        runtime.spawn(connection);
-        Self { runtime, client }
-    }
-
-    fn run(&self, sql: &str) {
-        let done = self.runtime.block_on(self.client.batch_execute(sql));
-        done.unwrap_or_else(|error| panic!("{error:?} from {sql}"));
-    }
-
-    /// The rows of a table as bronze should have them: by key the text, user, date and label.
-    fn rows(&self, topic: &str, table: &str, date: &str) -> BTreeMap<String, [Option<String>; 4]> {
-        let sql = format!("select id::text, body, who, {date}, mood::text from {table}");
-        let rows = self.runtime.block_on(self.client.query(&sql, &[])).unwrap();
-        rows.iter()
-            .map(|row| {
-                let key: &str = row.get(0);
-                (
-                    format!("{topic}/{key}"),
-                    [1, 2, 3, 4].map(|column| row.get(column)),
-                )
-            })
-            .collect()
-    }
+/// The rows of a table as bronze should have them: by key the text, user, date and label.
+fn rows(
+    database: &Database,
+    topic: &str,
+    table: &str,
+    date: &str,
+) -> BTreeMap<String, [Option<String>; 4]> {
+    let sql = format!("select id::text, body, who, {date}, mood::text from {table}");
+    let rows = database.query(&sql);
+    rows.iter()
+        .map(|row| {
+            let key: &str = row.get(0);
+            (
+                format!("{topic}/{key}"),
+                [1, 2, 3, 4].map(|column| row.get(column)),
+            )
+        })
+        .collect()
 }
 
 fn bronze(running: &Running) -> BTreeMap<String, [Option<String>; 4]> {
@@ -243,7 +223,7 @@ fn follow(name: &str, settings: &Value, lines: &str, date: &str) {
     });
     let mut expected = BTreeMap::new();
     for table in tables {
-        expected.extend(database.rows(&topic(table), table, date));
+        expected.extend(rows(&database, &topic(table), table, date));
     }
     assert!(expected.len() > 20, "{}", expected.len());
     let found = bronze(&running);

@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use connectors::delta::further::MARK;
 use connectors::delta::{Action, Deletes, Table, TablesFolder};
 
 fn schema(columns: usize) -> SchemaRef {
@@ -71,5 +72,62 @@ async fn columns_at_the_end_are_added_and_older_rows_have_nothing_in_them() {
             refused.contains("has columns (key Utf8, tier Int64, note Utf8)"),
             "{refused}"
         );
+    }
+}
+
+/// Rows with a column that holds others, as objects of JSON.
+fn with_further(rows: &[(&str, Option<&str>)]) -> RecordBatch {
+    let mark = [(MARK.to_owned(), String::new())].into();
+    let fields = vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("held", DataType::Utf8, true).with_metadata(mark),
+    ];
+    let keys = StringArray::from_iter_values(rows.iter().map(|(key, _)| *key));
+    let held: StringArray = rows.iter().map(|(_, held)| *held).collect();
+    let columns: Vec<ArrayRef> = vec![Arc::new(keys), Arc::new(held)];
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+#[tokio::test]
+async fn columns_that_one_holds_are_columns_of_the_table_and_come_as_files_have_them() {
+    for deletes in [Deletes::Vectors, Deletes::Rewrite] {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = TablesFolder::open(directory.path().to_str().unwrap()).unwrap();
+        let schema = with_further(&[]).schema();
+        let open = || Table::open(&folder, "rows", Arc::clone(&schema), deletes);
+        let mut table = open().await.unwrap();
+        let first = with_further(&[("a", None), ("b", Some(r#"{"lang":"en"}"#))]);
+        append(&mut table, 1, &first).await;
+        let second = with_further(&[("c", Some(r#"{"bio":"\u00fc \"x\"","likes":"5"}"#))]);
+        append(&mut table, 2, &second).await;
+
+        // As other readers see it.
+        let names = |table: &Table| table.further().unwrap();
+        assert_eq!(names(&table), ["lang", "bio", "likes"]);
+        // As it was before the second.
+        let earlier = table.at(1).await.unwrap();
+        assert_eq!(names(&earlier), ["lang"]);
+
+        let table = open().await.unwrap();
+        assert_eq!(names(&table).len(), 3);
+        let rows = concat_batches(&schema, &table.rows().await.unwrap()).unwrap();
+        let all = [first.slice(0, 1), first.slice(1, 1), second];
+        let found: Vec<_> = (0..3).map(|row| rows.slice(row, 1)).collect();
+        let plain = |rows: &RecordBatch| {
+            let held = rows.column(1).as_string::<i32>();
+            let held = held
+                .is_valid(0)
+                .then(|| serde_json::from_str::<serde_json::Value>(held.value(0)).unwrap());
+            (rows.column(0).as_string::<i32>().value(0).to_owned(), held)
+        };
+        for row in &all {
+            assert!(
+                found.iter().any(|found| plain(found) == plain(row)),
+                "{row:?}"
+            );
+        }
+        // A relation that holds none does not fit such a table.
+        let refused = Table::open(&folder, "rows", self::schema(1), deletes).await;
+        assert!(refused.err().unwrap().to_string().contains("lang Utf8"));
     }
 }

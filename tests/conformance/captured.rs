@@ -120,7 +120,7 @@ fn format(folder: &PathBuf, form: &str, table: &str, text: &str) -> Format {
     }
 }
 
-/// What bronze holds, however the messages are cut into epochs and over workers; rejects are none.
+/// What bronze holds, however the messages are cut into epochs and over workers.
 fn rows(format: &Format, messages: &[(String, Delivered)]) -> Vec<(String, Columns)> {
     let mut outcomes = (0..5).map(|round| {
         let mut numbers = Numbers(round);
@@ -128,10 +128,20 @@ fn rows(format: &Format, messages: &[(String, Delivered)]) -> Vec<(String, Colum
         let (first, rest) = messages.split_at(broken_off);
         let state = follow(format, Vec::new(), first, &mut numbers);
         let state: Rows = follow(format, state, rest, &mut numbers);
-        let rows = state.into_iter().map(|row| {
-            let row = row.unwrap_or_else(|reject| panic!("{reject:?}"));
-            let further = row.further.0.as_deref().unwrap_or("{}");
-            (row.text.to_string(), serde_json::from_str(further).unwrap())
+        let rows = state.into_iter().filter_map(|row| match row {
+            Ok(row) => {
+                let further = row.further.0.as_deref().unwrap_or("{}");
+                Some((row.text.to_string(), serde_json::from_str(further).unwrap()))
+            }
+            // Where there is nothing in the column that is taken for the text.
+            Err(reject) => {
+                assert!(
+                    reject.reason.ends_with("expected a string, found null"),
+                    "{}",
+                    reject.reason
+                );
+                None
+            }
         });
         let mut rows: Vec<(String, Columns)> = rows.collect();
         rows.sort();
@@ -160,7 +170,7 @@ fn final_row(row: Value, text: &str) -> (String, Columns) {
 }
 
 /// The same value in one way of writing it: bytes are in hexadecimal or in base 64, JSON has spaces or none, names
-/// of columns are in lower case.
+/// of columns are in lower case, and `source_` stands before those that bronze has itself.
 fn plainly((text, columns): (String, Columns)) -> (String, Columns) {
     let columns = columns.into_iter().map(|(name, value)| {
         let bytes = value.strip_prefix("\\x").map(|digits| {
@@ -173,7 +183,8 @@ fn plainly((text, columns): (String, Columns)) -> (String, Columns) {
                 .map(|json| json.to_string()),
             false => None,
         };
-        let name = name.to_lowercase().replace(' ', "_");
+        let name = name.trim_start_matches("source_").to_lowercase();
+        let name = name.replace(' ', "_");
         (name, bytes.or_else(json).unwrap_or(value))
     });
     (text, columns.collect())

@@ -132,8 +132,16 @@ fn tweet_json() -> impl Strategy<Value = String> {
         "4",
         "null",
     ]);
-    (dates, users, texts, labels).prop_map(|(date, user, text, label)| {
-        format!(r#"{{"id":1,"date":{date},"user":{user},"text":"{text}","sentiment":{label}}}"#)
+    let further = prop::sample::select(vec![
+        "",
+        r#","lang":"en""#,
+        r#","lang":null,"likes":5"#,
+        r#","likes":"many","tags":["a",1]"#,
+    ]);
+    (dates, users, texts, labels, further).prop_map(|(date, user, text, label, further)| {
+        format!(
+            r#"{{"id":1,"date":{date},"user":{user},"text":"{text}","sentiment":{label}{further}}}"#
+        )
     })
 }
 
@@ -302,7 +310,7 @@ impl Environment for TestEnvironment {
     }
 
     fn format(&self, _: &str) -> FormatNow {
-        Arc::new(|| Format::new::<Arc<Bronze>>(Envelope::Debezium))
+        Arc::new(format)
     }
 
     fn replays(&self, _: &str) -> bool {
@@ -499,12 +507,19 @@ fn work(
     }
 }
 
+fn format() -> Format {
+    Format {
+        further: Some(Arc::default()),
+        ..Format::new::<Arc<Bronze>>(Envelope::Debezium)
+    }
+}
+
 fn plan(folder: &std::path::Path, workers: usize, deletes: Deletes) -> Plan {
     Plan {
         file: None,
         pipeline: "mentions".to_owned(),
         tick_ms: 100,
-        format: Format::new::<Arc<Bronze>>(Envelope::Debezium),
+        format: format(),
         most_rejects_percent: 100,
         source: SourcePlan::Kafka(KafkaSettings {
             properties: BTreeMap::new(),

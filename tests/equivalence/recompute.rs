@@ -9,7 +9,7 @@ use dataflows::pipelines::mentions::{
     Accuracy, Bronze, Gold, MentionSentiment, Silver, TextScore, User,
 };
 use dataflows::ports::Score;
-use dataflows::record::{Confidence, Timestamp};
+use dataflows::record::{Confidence, Further, Timestamp};
 use dataflows::reject::Reject;
 
 use super::{Entry, Log};
@@ -48,8 +48,19 @@ pub(crate) fn recompute(log: &Log, consumed: &[usize], by: &By) -> Relations {
 pub(crate) fn says_the_same(old: &Result<Bronze, Reject>, new: &Result<Bronze, Reject>) -> bool {
     match (old, new) {
         (Ok(old), Ok(new)) => {
-            (&old.date, &old.user, &old.text, &old.sentiment)
-                == (&new.date, &new.user, &new.text, &new.sentiment)
+            (
+                &old.date,
+                &old.user,
+                &old.text,
+                &old.sentiment,
+                &old.further,
+            ) == (
+                &new.date,
+                &new.user,
+                &new.text,
+                &new.sentiment,
+                &new.further,
+            )
         }
         (Err(old), Err(new)) => (&old.reason, &old.raw) == (&new.reason, &new.raw),
         _ => false,
@@ -90,7 +101,8 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
         "x" => return reject("field \"op\": unknown operation \"x\""),
         _ if key.is_none() => {
             return reject(
-                "the message has no key; name the columns that tell rows apart in source.kafka.key",
+                "the message has no key; name the columns that tell rows apart in source.kafka.key, or \"*\" for \
+                 a table without any",
             );
         }
         "d" => return key.map(|key| (key, None)),
@@ -117,8 +129,23 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
         sentiment: optional("sentiment"),
         source_file: position.as_str().into(),
         processing_time: Log::received(partition, offset),
+        further: further(after),
     };
     key.map(|key| (key, Some(Ok(row))))
+}
+
+/// All columns that are not asked for, as texts.
+fn further(after: &serde_json::Value) -> Further {
+    let asked = ["date", "user", "text", "sentiment"];
+    let columns = after.as_object().unwrap().iter();
+    let columns = columns.filter_map(|(name, value)| match value {
+        serde_json::Value::Null => None,
+        _ if asked.contains(&name.as_str()) => None,
+        serde_json::Value::String(text) => Some((name, text.clone())),
+        value => Some((name, value.to_string())),
+    });
+    let columns: BTreeMap<_, _> = columns.collect();
+    Further((!columns.is_empty()).then(|| serde_json::to_string(&columns).unwrap().into()))
 }
 
 pub(crate) fn derive(rows: impl Iterator<Item = Result<Bronze, Reject>>, by: &By) -> Relations {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod buckets;
+pub(crate) mod database;
 pub(crate) mod models;
 pub(crate) mod numbers;
 pub(crate) mod services;

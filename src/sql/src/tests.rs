@@ -121,11 +121,14 @@ fn look_ups_projections_and_limits_are_passed_down() {
     run("select name from counts limit 2", &relations).unwrap();
     let asked = relations.asked.lock().unwrap();
     let selection = |place: usize| (&asked[place].look_up, asked[place].columns.as_slice());
-    assert_eq!(selection(0), (&by(&["b"]), [1].as_slice()));
-    assert_eq!(selection(1), (&by(&["a", "b"]), [1].as_slice()));
+    assert_eq!(selection(0), (&by(&["b"]), ["n".to_owned()].as_slice()));
+    assert_eq!(
+        selection(1),
+        (&by(&["a", "b"]), ["n".to_owned()].as_slice())
+    );
     assert_eq!(
         (asked.last().unwrap().limit, &asked.last().unwrap().columns),
-        (Some(2), &vec![0])
+        (Some(2), &vec!["name".to_owned()])
     );
 }
 
