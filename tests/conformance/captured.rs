@@ -120,11 +120,18 @@ fn format(folder: &PathBuf, form: &str, table: &str, text: &str) -> Format {
     }
 }
 
-/// What bronze holds, however the messages are cut into epochs and over workers.
-fn rows(format: &Format, messages: &[(String, Delivered)]) -> Vec<(String, Columns)> {
+/// What bronze holds, however the messages are cut into epochs and over workers, and possibly broken off.
+fn rows(
+    format: &Format,
+    messages: &[(String, Delivered)],
+    restarts: bool,
+) -> Vec<(String, Columns)> {
     let mut outcomes = (0..5).map(|round| {
         let mut numbers = Numbers(round);
-        let broken_off = numbers.below(messages.len() as u64 + 1) as usize;
+        let broken_off = match restarts {
+            true => numbers.below(messages.len() as u64 + 1) as usize,
+            false => 0,
+        };
         let (first, rest) = messages.split_at(broken_off);
         let state = follow(format, Vec::new(), first, &mut numbers);
         let state: Rows = follow(format, state, rest, &mut numbers);
@@ -200,6 +207,8 @@ fn captured_messages_come_to_the_tables_as_they_were_in_the_end() {
             let Some(messages) = topics.get(table) else {
                 continue;
             };
+            // Between the two halves of a changed key, large values that were not sent would be lost.
+            let restarts = !table.starts_with("public.toast");
             let file = table.replace("My_Table", "My Table");
             let expected = lines(folder.join(format!("final/{file}.jsonl")));
             let expected = expected
@@ -207,7 +216,7 @@ fn captured_messages_come_to_the_tables_as_they_were_in_the_end() {
                 .map(|row| plainly(final_row(row, text)));
             let mut expected: Vec<_> = expected.collect();
             expected.sort();
-            let found = rows(&format(&folder, form, table, text), messages);
+            let found = rows(&format(&folder, form, table, text), messages, restarts);
             let found: Vec<_> = found.into_iter().map(plainly).collect();
             assert_eq!(found, expected, "{table}, {form}");
             compared += 1;
@@ -222,7 +231,7 @@ fn values_of_all_types_are_told_alike_in_avro_and_in_json_with_schemas() {
     let table = "public.types";
     let [json, avro] = ["schemas", "avro"].map(|form| {
         let messages = &messages(&folder, form)[table];
-        let rows = rows(&format(&folder, form, table, "vc"), messages);
+        let rows = rows(&format(&folder, form, table, "vc"), messages, true);
         rows.into_iter().map(plainly).collect::<Vec<_>>()
     });
     assert_eq!(json, avro);

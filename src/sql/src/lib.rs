@@ -69,13 +69,6 @@ pub trait Relations: Send + Sync + fmt::Debug {
     /// All relations that can be read.
     fn relations(&self) -> Vec<Relation>;
 
-    /// The columns of one of them.
-    fn schema(&self, relation: &str) -> Option<SchemaRef> {
-        let relations = self.relations().into_iter();
-        let mut found = relations.filter(|known| known.name == relation);
-        found.next().map(|found| found.schema)
-    }
-
     /// The selected rows of a relation. At least those are read that the selection asks for: more than
     /// the limit may come.
     fn read(&self, relation: &str, selection: Selection) -> RowStream;

@@ -1,10 +1,11 @@
 //! Relations as DataFusion sees them.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::catalog::{Session, TableProvider};
+use datafusion::catalog::{SchemaProvider, Session, TableProvider};
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::expr::InList;
@@ -31,6 +32,42 @@ impl Current {
         let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let none = || external(ReadError::Unavailable("no epoch was chosen".to_owned()));
         current.clone().ok_or_else(none)
+    }
+}
+
+/// Tells the relations that there are now.
+pub(crate) type Known = Arc<dyn Fn() -> Vec<Relation> + Send + Sync>;
+
+/// The relations as they are when a statement names them: they may have got columns since its session began.
+pub(crate) struct LiveSchema {
+    pub known: Known,
+    pub current: Arc<Current>,
+}
+
+impl fmt::Debug for LiveSchema {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(self.table_names()).finish()
+    }
+}
+
+#[async_trait::async_trait]
+impl SchemaProvider for LiveSchema {
+    fn table_names(&self) -> Vec<String> {
+        let relations = (self.known)().into_iter();
+        relations.map(|relation| relation.name).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let relations = (self.known)().into_iter();
+        let relation = { relations }.find(|relation| relation.name == name);
+        Ok(relation.map(|relation| {
+            let current = Arc::clone(&self.current);
+            Arc::new(LiveRelation { relation, current }) as Arc<dyn TableProvider>
+        }))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        (self.known)().iter().any(|relation| relation.name == name)
     }
 }
 
@@ -102,12 +139,8 @@ fn text(literal: &ScalarValue) -> Option<String> {
 
 #[async_trait::async_trait]
 impl TableProvider for LiveRelation {
-    /// A statement sees the columns of the snapshot that it reads, which may be more than there were when
-    /// its session began.
     fn schema(&self) -> SchemaRef {
-        let now = self.current.get().ok();
-        let now = now.and_then(|relations| relations.schema(&self.relation.name));
-        now.unwrap_or_else(|| Arc::clone(&self.relation.schema))
+        Arc::clone(&self.relation.schema)
     }
 
     fn table_type(&self) -> TableType {

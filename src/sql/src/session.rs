@@ -23,9 +23,9 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::live::{Current, LiveRelation, RelationsTable};
+use crate::live::{Current, Known, LiveSchema, RelationsTable};
 use crate::views::{self, WithViews};
-use crate::{Answer, Condition, QueryError, Relation, Relations, codes};
+use crate::{Answer, Condition, QueryError, Relations, codes};
 
 /// The catalog's name, as clients see it.
 pub(crate) const CATALOG: &str = "assay";
@@ -100,7 +100,7 @@ pub(crate) fn state(
 
 /// A session over these relations, which reads the snapshots that are set to be current.
 pub(crate) fn session(
-    relations: Vec<Relation>,
+    known: Known,
     current: &Arc<Current>,
     limits: Limits,
 ) -> Result<SessionContext, DataFusionError> {
@@ -111,13 +111,11 @@ pub(crate) fn session(
         .build_arc()?;
     let catalogs = Arc::new(MemoryCatalogProviderList::new());
     let context = SessionContext::new_with_state(state(catalogs, Some(runtime)));
-    let public = Arc::new(MemorySchemaProvider::new());
     let own = MemorySchemaProvider::new();
-    for relation in relations {
-        let current = Arc::clone(current);
-        let name = relation.name.clone();
-        public.register_table(name, Arc::new(LiveRelation { relation, current }))?;
-    }
+    let public = Arc::new(LiveSchema {
+        known,
+        current: Arc::clone(current),
+    });
     let relations = RelationsTable::new(Arc::clone(current));
     own.register_table("relations".to_owned(), Arc::new(relations))?;
     // Views read relations alone, so these lie in a catalog of their own as well.
@@ -187,9 +185,9 @@ fn context_of(
     limits: Limits,
 ) -> Result<SessionContext, DataFusionError> {
     let current = Arc::<Current>::default();
-    let known = relations.relations();
+    let known = Arc::clone(&relations);
     current.set(relations);
-    session(known, &current, limits)
+    session(Arc::new(move || known.relations()), &current, limits)
 }
 
 /// Rows of an answer as they come.

@@ -12,12 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use datafusion::catalog::{
-    CatalogProviderList, MemorySchemaProvider, SchemaProvider, TableProvider,
-};
+use datafusion::catalog::{CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::common::Result;
 use datafusion::datasource::ViewTable;
 
+use crate::live::LiveSchema;
 use crate::session;
 
 /// The views by name.
@@ -121,16 +120,13 @@ pub(crate) fn expanded(names: Vec<String>) -> Vec<String> {
 
 /// Relations, and views over them that are planned when someone names them.
 pub(crate) struct WithViews {
-    relations: Arc<MemorySchemaProvider>,
+    relations: Arc<LiveSchema>,
     /// Where views find their relations.
     catalogs: Arc<dyn CatalogProviderList>,
 }
 
 impl WithViews {
-    pub(crate) fn new(
-        relations: Arc<MemorySchemaProvider>,
-        catalogs: Arc<dyn CatalogProviderList>,
-    ) -> Self {
+    pub(crate) fn new(relations: Arc<LiveSchema>, catalogs: Arc<dyn CatalogProviderList>) -> Self {
         Self {
             relations,
             catalogs,

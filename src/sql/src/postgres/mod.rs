@@ -87,9 +87,9 @@ impl Connection {
         places: &Arc<Semaphore>,
     ) -> Result<Self, QueryError> {
         let current = Arc::<Current>::default();
-        let relations = snapshots.relations();
-        let readable = !relations.is_empty();
-        let context = session::session(relations, &current, limits)?;
+        let readable = !snapshots.relations().is_empty();
+        let known = Arc::clone(snapshots);
+        let context = session::session(Arc::new(move || known.relations()), &current, limits)?;
         setup_pg_catalog(&context, CATALOG, EmptyContextProvider).map_err(|error| *error)?;
         let guard = Guard::new(Arc::clone(snapshots), current);
         let hooks: Vec<Arc<dyn QueryHook>> = vec![
