@@ -529,6 +529,17 @@ pub fn read(
             continue;
         };
         let path = key_path(path);
+        let (path, value) = match key_in_file(&path, &table) {
+            None => (path, value),
+            Some(path) => {
+                let text = std::fs::read_to_string(&value);
+                let text = text.map_err(|error| ConfigError::Variable {
+                    variable: variable.clone(),
+                    message: format!("cannot read \"{value}\": {error}"),
+                })?;
+                (path, text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+        };
         // A number may be meant as a string: a password of digits, say.
         let plain = Value::String(value.clone());
         let overridden =
@@ -551,6 +562,16 @@ fn key_path(name: &str) -> Vec<String> {
         *property = property.replace('_', ".");
     }
     path
+}
+
+/// The key whose value lies in a file, if a variable `..._FILE` says so: there is no key of its own name.
+fn key_in_file(path: &[String], known: &Table) -> Option<Vec<String>> {
+    let (last, sections) = path.split_last()?;
+    let suffixes = ["_file", ".file"];
+    let key = suffixes.iter().find_map(|suffix| last.strip_suffix(suffix))?;
+    let section = sections.iter().try_fold(known, |table, section| table.get(section)?.as_table());
+    let is_key = section.is_some_and(|section| section.contains_key(last));
+    (!is_key).then(|| [sections, &[key.to_owned()]].concat())
 }
 
 /// A variable's value as TOML has it, or else as a plain string.
@@ -669,6 +690,30 @@ mod tests {
             settings.source.kafka.properties["bootstrap.servers"],
             "127.0.0.1:9092"
         );
+    }
+
+    #[test]
+    fn a_variable_may_name_a_file_with_the_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, "12345\n").unwrap();
+        let file = file.to_str().unwrap();
+        let settings = read_with(
+            "",
+            &[
+                ("ASSAY__SOURCE__KAFKA__PROPERTIES__SASL_PASSWORD_FILE", file),
+                ("ASSAY__SOURCE__KAFKA__REGISTRY__PASSWORD_FILE", file),
+                // A key of its own.
+                ("ASSAY__SERVER__TOKENS_FILE", file),
+            ],
+        );
+        let settings = settings.unwrap();
+        assert_eq!(settings.source.kafka.properties["sasl.password"], "12345");
+        assert_eq!(settings.source.kafka.registry.password, "12345");
+        assert_eq!(settings.server.tokens_file.to_str(), Some(file));
+        let variable = "ASSAY__SOURCE__KAFKA__REGISTRY__PASSWORD_FILE";
+        let error = read_with("", &[(variable, "/nowhere")]).unwrap_err();
+        assert!(error.contains(variable) && error.contains("\"/nowhere\""), "{error}");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use connectors::delta::{DataFile, Manifests, Table};
 use connectors::message::{Message as Delivered, Polled};
-use dataflows::envelope::{Decoder, Envelope, NotYet, RowChange};
+use dataflows::envelope::further::FurtherNames;
+use dataflows::envelope::{Decoder, Envelope, Format, NotYet, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::pipelines::mentions::date::DateUnit;
@@ -266,6 +267,11 @@ impl Updates {
 /// What some messages are like.
 struct Sample {
     decoder: Decoder,
+    /// Columns that the pipeline does not ask for.
+    further: Arc<FurtherNames>,
+    key_columns: BTreeSet<String>,
+    /// How many messages of JSON tell their schema.
+    with_schemas: usize,
     debezium: bool,
     messages: usize,
     rows: usize,
@@ -288,8 +294,16 @@ struct Sample {
 
 impl Sample {
     fn new(plan: &Plan) -> Self {
+        let further = Arc::<FurtherNames>::default();
+        let format = Format {
+            further: Some(Arc::clone(&further)),
+            ..plan.format.clone()
+        };
         Self {
-            decoder: Decoder::new(plan.format.clone()),
+            decoder: Decoder::new(format),
+            further,
+            key_columns: BTreeSet::new(),
+            with_schemas: 0,
             debezium: plan.format.envelope == Envelope::Debezium,
             messages: 0,
             rows: 0,
@@ -309,6 +323,12 @@ impl Sample {
     fn add(&mut self, message: &Delivered<'_>) {
         self.messages += 1;
         self.keyless += usize::from(message.key.is_none());
+        if let Some(Ok(Value::Object(key))) = message.key.map(serde_json::from_slice) {
+            let payload = key.get("payload").and_then(Value::as_object);
+            self.key_columns.extend(payload.unwrap_or(&key).keys().cloned());
+        }
+        let tells = |value: &[u8]| value.starts_with(b"{\"schema\":{");
+        self.with_schemas += usize::from(message.value.is_some_and(tells));
         let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
         let received = Timestamp(now_ms() as i64 * 1_000);
         let message = read_at(message, received);
@@ -379,12 +399,13 @@ impl Sample {
         }
         if self.keyless > 0
             && plan.format.key_columns.is_empty()
+            && !plan.format.keyless
             && plan.format.envelope != Envelope::Append
         {
             findings.note(
                 "keys",
                 format!(
-                    "{} messages have none: name columns in source.kafka.key",
+                    "{} messages have none: name columns in source.kafka.key, or \"*\" for a table without any",
                     self.keyless
                 ),
             );
@@ -400,6 +421,24 @@ impl Sample {
                     "some are numbers, such as {count}: say in mentions.numeric_date what they count{likely}"
                 ),
             );
+        }
+        if self.with_schemas > 0 {
+            findings.good(
+                "types",
+                "schemas are told: times and decimals are understood by what they say",
+            );
+        }
+        let mut further = self.further.all();
+        // What rows are told apart by is kept as the key.
+        further.retain(|name| !self.key_columns.contains(name));
+        let further = further.join(", ");
+        match (&plan.format.further, further.is_empty()) {
+            (_, true) => {}
+            (Some(_), false) => findings.good("columns", format!("kept besides: {further}")),
+            (None, false) => findings.note(
+                "columns",
+                format!("not kept: {further}; source.further_columns = true keeps them in bronze"),
+            ),
         }
         for connector in &self.connectors {
             findings.good("debezium", connector);

@@ -798,7 +798,7 @@ fn the_doctor_looks_into_messages() {
     let tables = ["looked_at_full", "looked_at_default"];
     for table in tables {
         database.run(&format!(
-            "create table {table} ({COLUMNS}); \
+            "create table {table} ({COLUMNS}, lang text); \
              insert into {table} values (1, '@bo one', 'ada', '2009-04-06 22:19:45', 4)"
         ));
     }
@@ -829,6 +829,7 @@ fn the_doctor_looks_into_messages() {
         "ok    debezium  table public.looked_at_full: replica identity full",
         "note  debezium  half of a transaction may be seen for a moment: source.kafka.transactions = \
          \"looked.transaction\"",
+        "note  columns   not kept: lang; source.further_columns = true keeps them in bronze",
         "note  dates     some are numbers, such as 1239056385000000: say in mentions.numeric_date what they \
          count, likely \"microseconds\"",
     ] {

@@ -36,7 +36,9 @@ pub(crate) fn run(bench: &CatchUp) -> anyhow::Result<()> {
     settings.source.kafka.properties = properties(&bench.kafka);
 
     let mut costs = Vec::new();
-    costs.push(("consume and parse", consume(bench, &topic, assay.folder())?));
+    for (case, more) in [("consume", &["--bare"][..]), ("consume and decode", &[])] {
+        costs.push((case, consume(bench, &topic, case, more, assay.folder())?));
+    }
     let cases = cases(&settings, &bench.workers, assay.folder());
     for (case, settings) in &cases {
         costs.push((case.as_str(), assay.run(case, settings)?));
@@ -79,13 +81,20 @@ fn cases(bare: &Settings, workers: &[usize], folder: &Path) -> Vec<(String, Sett
         .collect()
 }
 
-fn consume(bench: &CatchUp, topic: &Topic, folder: &Path) -> anyhow::Result<Cost> {
-    eprintln!("measuring: consume and parse");
+fn consume(
+    bench: &CatchUp,
+    topic: &Topic,
+    case: &str,
+    more: &[&str],
+    folder: &Path,
+) -> anyhow::Result<Cost> {
+    eprintln!("measuring: {case}");
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
     let mut command = Command::new(program);
     command
         .args(["consume", "--kafka", &bench.kafka, "--topic", &topic.name])
-        .args(["--messages", &topic.messages.to_string()]);
+        .args(["--messages", &topic.messages.to_string()])
+        .args(more);
     cost::of_child(command, &folder.join("log"))
 }
 

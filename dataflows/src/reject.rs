@@ -20,7 +20,15 @@ record! { "rejects";
         raw: Bytes,
         /// When it was read; of stage `score` the tweet's date.
         first_seen: Timestamp,
+        /// The field that could not be used, by its path in the message, if it was one.
+        field: Option<Text>,
     }
+}
+
+/// The field that a reason speaks of, as every reason does that is about one: `field "after.text": ...`.
+pub fn field_of(reason: &str) -> Option<Text> {
+    let (field, _) = reason.strip_prefix("field \"")?.split_once("\": ")?;
+    Some(field.into())
 }
 
 /// The stage of rejects that never became a row.

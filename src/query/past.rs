@@ -135,7 +135,13 @@ pub async fn diff(
             .map_err(unavailable)?;
         counts.add(&rows, 1).map_err(unavailable)?;
     }
-    Ok((epoch, counts.answer().map_err(unavailable)?))
+    let mut answer = counts.answer().map_err(unavailable)?;
+    let further = after.further().map_err(unavailable)?;
+    answer.schema = further::shown(&answer.schema, &further);
+    for batch in &mut answer.batches {
+        *batch = further::expand(batch, &further).map_err(unavailable)?;
+    }
+    Ok((epoch, answer))
 }
 
 fn unavailable(error: impl Into<anyhow::Error>) -> ReadError {

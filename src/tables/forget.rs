@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use connectors::delta::{DataFile, FileRemoval, Table, TablesFolder};
+use connectors::delta::{DataFile, FileRemoval, Table, TablesFolder, further, of_relation};
 use dataflows::pipelines::mentions::{Bronze, RELATIONS, Silver};
 use dataflows::record::Record;
 use dataflows::reject::{DECODE, Reject};
@@ -70,9 +70,8 @@ pub struct Purged {
 pub fn run(plan: &Plan, text: &str, purge: bool, receipt: &Path) -> anyhow::Result<()> {
     let tables = plan.tables_plan()?;
     let tables = tables.context("the configuration keeps no tables")?;
-    let condition = Condition::parse(text, &Bronze::schema())
-        .with_context(|| format!("cannot understand the condition \"{text}\""))?;
     let runtime = runtime()?;
+    let condition = runtime.block_on(RowCondition::parse(text, &tables))?;
 
     let (before, forgotten) = runtime.block_on(async {
         let mut store = Store::write(&tables).await?;
@@ -117,6 +116,32 @@ pub fn run(plan: &Plan, text: &str, purge: bool, receipt: &Path) -> anyhow::Resu
     Ok(())
 }
 
+/// A condition on rows of bronze, further columns included.
+struct RowCondition {
+    condition: Condition,
+    further: Vec<String>,
+}
+
+impl RowCondition {
+    async fn parse(text: &str, tables: &TablesPlan) -> anyhow::Result<Self> {
+        let (folder, schema) = (&tables.folder, Bronze::schema());
+        let bronze = Table::open_existing(folder, Bronze::RELATION, schema, tables.deletes).await?;
+        let further = bronze.map_or_else(|| Ok(Vec::new()), |bronze| bronze.further())?;
+        let condition = Condition::parse(text, &further::shown(&Bronze::schema(), &further))
+            .with_context(|| format!("cannot understand the condition \"{text}\""))?;
+        Ok(Self { condition, further })
+    }
+
+    fn holds(&self, rows: &RecordBatch) -> anyhow::Result<Vec<bool>> {
+        let rows = further::expand(rows, &self.further)?;
+        Ok(self.condition.holds(&rows)?)
+    }
+
+    fn literals(&self) -> &[String] {
+        self.condition.literals()
+    }
+}
+
 /// A purge did not remove everything.
 #[derive(Debug, thiserror::Error)]
 #[error("something of the forgotten rows is left; the receipt says where")]
@@ -137,7 +162,7 @@ impl Forgotten {
     async fn find(
         tables: &TablesPlan,
         store: &Store,
-        condition: &Condition,
+        condition: &RowCondition,
         earlier: bool,
     ) -> anyhow::Result<Self> {
         let mut goes = Self::default();
@@ -182,7 +207,7 @@ impl Forgotten {
 
     /// Whether a reject that never became a row is of theirs: by its key, or because its bytes hold
     /// one of the texts or, quoted, what the condition names.
-    fn owns(&self, reject: &Reject, condition: &Condition) -> bool {
+    fn owns(&self, reject: &Reject, condition: &RowCondition) -> bool {
         if *reject.stage != *DECODE {
             return false;
         }
@@ -262,10 +287,10 @@ fn ensure_gone_from_source(source: &SourcePlan, forgotten: &Forgotten) -> anyhow
 /// Takes the rows out of the relations that come from the source, by one checkpoint.
 async fn remove(
     store: &mut Store,
-    condition: &Condition,
+    condition: &RowCondition,
     forgotten: &Forgotten,
 ) -> anyhow::Result<()> {
-    let of_condition = |rows: &RecordBatch| Ok(condition.holds(rows)?);
+    let of_condition = |rows: &RecordBatch| condition.holds(rows);
     let of_rejects = |rows: &RecordBatch| {
         let rejects = Reject::from_batch(rows).map_err(anyhow::Error::msg)?;
         Ok(rejects
@@ -357,7 +382,7 @@ async fn changed_since(
 /// Removes everything but the current rows from the storage, and looks whether it is so.
 async fn purge_all(
     tables: &TablesPlan,
-    condition: &Condition,
+    condition: &RowCondition,
     forgotten: &Forgotten,
 ) -> anyhow::Result<Purged> {
     let mut store = Store::write(tables).await?;
@@ -376,7 +401,7 @@ async fn purge_all(
 /// Decodes every file and tells where something of the forgotten rows is left.
 async fn scan(
     tables: &TablesPlan,
-    condition: &Condition,
+    condition: &RowCondition,
     forgotten: &Forgotten,
 ) -> anyhow::Result<(usize, Vec<String>)> {
     let files = tables.folder.files(&RELATIONS).await?;
@@ -417,11 +442,14 @@ async fn scan(
 fn in_rows(
     relation: &str,
     rows: &RecordBatch,
-    condition: &Condition,
+    condition: &RowCondition,
     forgotten: &Forgotten,
 ) -> anyhow::Result<bool> {
-    if relation == Bronze::RELATION && condition.holds(rows)?.contains(&true) {
-        return Ok(true);
+    if relation == Bronze::RELATION {
+        let rows = of_relation(rows, &Bronze::schema())?;
+        if condition.holds(&rows)?.contains(&true) {
+            return Ok(true);
+        }
     }
     if relation == Reject::RELATION {
         let rejects = Reject::from_batch(rows).map_err(anyhow::Error::msg)?;

@@ -86,6 +86,7 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
             reason: reason.into(),
             raw: bytes.as_slice().into(),
             first_seen: Log::received(partition, offset),
+            field: reason.starts_with("field").then(|| reason.split('"').nth(1).unwrap().into()),
         };
         Some((
             key.clone().unwrap_or_else(|| position.clone()),
@@ -190,6 +191,7 @@ pub(crate) fn derive_silver(row: &Bronze, relations: &mut Relations) {
             reason: format!("field \"date\": {error}").into(),
             raw: date.as_bytes().into(),
             first_seen: row.processing_time,
+            field: Some("date".into()),
         }),
         Ok(timestamp) => {
             let rule = MentionRule::twitter();

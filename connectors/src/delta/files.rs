@@ -137,7 +137,7 @@ impl DataFiles {
     fn decode(&self, file: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, TableError> {
         let what = self.what("decode", file);
         let batches = decode(&what, bytes)?.into_iter();
-        let completed = batches.map(|batch| complete(&batch, &self.schema));
+        let completed = batches.map(|batch| of_relation(&batch, &self.schema));
         completed
             .collect::<Result<_, _>>()
             .map_err(TableError::storage(what))
@@ -348,7 +348,10 @@ pub(super) fn decode(what: &str, bytes: Bytes) -> Result<Vec<RecordBatch>, Table
 
 /// The relation's columns of rows in a file. Those that came after the rows were written have nothing in them, which
 /// is 0 or an empty text where there must be something.
-fn complete(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+///
+/// # Errors
+/// If the file's columns are not those of the relation.
+pub fn of_relation(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let held = further::place(schema);
     let mut columns = Vec::with_capacity(schema.fields().len());
     for (place, field) in schema.fields().iter().enumerate() {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use deltalake::kernel::Action;
-pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval};
+pub use files::{ChangedFile, DataFile, DataFiles, Deletes, FileRemoval, of_relation};
 pub use manifests::{Manifests, PutManifest};
 pub use rewrite::Rewritten;
 pub use table::{Mended, Table, TableVersion};

@@ -26,7 +26,7 @@ use super::{
 use crate::change::Text;
 use crate::operators::upsert::{Patch, State, Upsert};
 use crate::record::Bytes;
-use crate::reject::{DECODE, Reject};
+use crate::reject::{DECODE, Reject, field_of};
 use crate::transactions::transaction_of;
 
 /// How many sets of columns are remembered whose names have been passed on.
@@ -459,6 +459,7 @@ impl Decoder {
             position: message.position.into(),
             key,
             stage: DECODE.into(),
+            field: field_of(&reason),
             reason: reason.into(),
             raw: raw.unwrap_or_else(as_it_came),
             first_seen: message.received,

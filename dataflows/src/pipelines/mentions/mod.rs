@@ -323,6 +323,7 @@ pub fn mentions_of(tweet: &Bronze, settings: &Settings) -> Result<Vec<Arc<Silver
         reason: format!("field \"date\": {error}").into(),
         raw: date.as_bytes().into(),
         first_seen: tweet.processing_time,
+        field: Some("date".into()),
     })?;
     let mentions = settings.rule.extract(&tweet.text);
     if mentions.is_empty() {
@@ -873,6 +874,7 @@ fn unscorable(gold: &Gold) -> Option<Reject> {
         reason: "field \"cleaned_text\": the model cannot score it".into(),
         raw: gold.cleaned_text.as_bytes().into(),
         first_seen: gold.timestamp,
+        field: Some("cleaned_text".into()),
     })
 }
 
