@@ -568,8 +568,12 @@ fn key_path(name: &str) -> Vec<String> {
 fn key_in_file(path: &[String], known: &Table) -> Option<Vec<String>> {
     let (last, sections) = path.split_last()?;
     let suffixes = ["_file", ".file"];
-    let key = suffixes.iter().find_map(|suffix| last.strip_suffix(suffix))?;
-    let section = sections.iter().try_fold(known, |table, section| table.get(section)?.as_table());
+    let key = suffixes
+        .iter()
+        .find_map(|suffix| last.strip_suffix(suffix))?;
+    let section = sections
+        .iter()
+        .try_fold(known, |table, section| table.get(section)?.as_table());
     let is_key = section.is_some_and(|section| section.contains_key(last));
     (!is_key).then(|| [sections, &[key.to_owned()]].concat())
 }
@@ -713,7 +717,10 @@ mod tests {
         assert_eq!(settings.server.tokens_file.to_str(), Some(file));
         let variable = "ASSAY__SOURCE__KAFKA__REGISTRY__PASSWORD_FILE";
         let error = read_with("", &[(variable, "/nowhere")]).unwrap_err();
-        assert!(error.contains(variable) && error.contains("\"/nowhere\""), "{error}");
+        assert!(
+            error.contains(variable) && error.contains("\"/nowhere\""),
+            "{error}"
+        );
     }
 
     #[test]

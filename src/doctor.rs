@@ -325,7 +325,8 @@ impl Sample {
         self.keyless += usize::from(message.key.is_none());
         if let Some(Ok(Value::Object(key))) = message.key.map(serde_json::from_slice) {
             let payload = key.get("payload").and_then(Value::as_object);
-            self.key_columns.extend(payload.unwrap_or(&key).keys().cloned());
+            self.key_columns
+                .extend(payload.unwrap_or(&key).keys().cloned());
         }
         let tells = |value: &[u8]| value.starts_with(b"{\"schema\":{");
         self.with_schemas += usize::from(message.value.is_some_and(tells));

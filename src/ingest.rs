@@ -183,9 +183,10 @@ impl Reader {
             true => self.source.moved().into_iter(),
             false => Vec::new().into_iter(),
         };
-        let moved = moved.map(|(partition, next_offset)| Position {
-            partition: partition.into(),
-            next_offset,
+        let moved = moved.map(|reached| Position {
+            partition: reached.partition.into(),
+            next_offset: reached.next_offset,
+            last_written: reached.last_written,
         });
         self.ingest.intake.close(epoch, moved.collect())?;
         self.ingest.worker_thread.unpark();

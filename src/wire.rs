@@ -9,7 +9,7 @@ use arrow::datatypes::SchemaRef;
 use connectors::delta::{Action, DataFile, DataFiles, FileRemoval, Manifests, TableError};
 use connectors::files::{FilesSource, Share};
 use connectors::kafka::KafkaSource;
-use connectors::message::{Offset, Source, SourceError};
+use connectors::message::{Offset, Reached, Source, SourceError};
 use dataflows::change::{Epoch, Text};
 use dataflows::envelope::Format;
 use dataflows::envelope::further::FurtherNames;
@@ -98,7 +98,7 @@ pub enum Reading {
 struct Tables {
     relations: BTreeMap<String, RelationTable>,
     epoch: Epoch,
-    positions: HashMap<Arc<str>, i64>,
+    positions: HashMap<Arc<str>, Reached>,
     /// Where checkpoints are committed, on the process that does.
     commits: Option<UnboundedSender<Request>>,
 }
@@ -368,7 +368,15 @@ impl Process {
         }
         let positions = store.positions().iter();
         let positions = positions
-            .map(|(name, offset)| (name.as_str().into(), *offset))
+            .map(|(name, offset)| {
+                let partition: Arc<str> = name.as_str().into();
+                let reached = Reached {
+                    partition: Arc::clone(&partition),
+                    next_offset: *offset,
+                    last_written: store.last_written().get(name).copied(),
+                };
+                (partition, reached)
+            })
             .collect();
         let epoch = store.epoch();
         let commits = writes.then(|| {
@@ -521,7 +529,10 @@ fn to_commit(checkpoint: Checkpoint) -> Result<Commit, serde_json::Error> {
             .push(action);
     }
     let moved = checkpoint.positions.into_iter();
-    let moved = moved.map(|position| (position.partition.to_string(), position.next_offset));
+    let moved = moved.map(|position| {
+        let partition = position.partition.to_string();
+        (partition, position.next_offset, position.last_written)
+    });
     Ok(Commit {
         epoch: checkpoint.epoch,
         changes,

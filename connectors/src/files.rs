@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::message::{Message, Offset, Polled, Source, SourceError};
+use crate::message::{Message, Offset, Polled, Reached, Source, SourceError};
 
 /// How long a change may stay unseen if its notification was lost.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(15);
@@ -356,7 +356,7 @@ impl Source for FilesSource {
         Ok(Polled::Some)
     }
 
-    fn moved(&mut self) -> Vec<Offset> {
+    fn moved(&mut self) -> Vec<Reached> {
         Vec::new()
     }
 

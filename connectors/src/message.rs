@@ -19,6 +19,18 @@ pub struct Message<'a> {
 /// The next offset to read of a partition, which is named `topic/partition`.
 pub type Offset = (Arc<str>, i64);
 
+/// Up to where a partition has been read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Reached {
+    /// The partition's name, `topic/partition`.
+    pub partition: Arc<str>,
+    /// The next offset to read.
+    pub next_offset: i64,
+    /// When the last message before it was written, in milliseconds since 1970, if that is known: by that it is found
+    /// out whether the partition is still the same one.
+    pub last_written: Option<i64>,
+}
+
 /// What came of one turn of a source.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Polled {
@@ -43,8 +55,8 @@ pub trait Source: Send {
     /// Delivers nothing of these partitions until called again without them.
     fn hold(&mut self, _partitions: &[&str]) {}
 
-    /// The offsets that moved since the last call.
-    fn moved(&mut self) -> Vec<Offset>;
+    /// The partitions that have been read on since the last call.
+    fn moved(&mut self) -> Vec<Reached>;
 
     /// Hears which offsets have become durable, so that others can watch the lag.
     fn durable(&mut self, offsets: &[Offset]);

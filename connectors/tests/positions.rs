@@ -7,13 +7,13 @@
     reason = "a test that cannot go on should fail there"
 )]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connectors::files::Share;
 use connectors::kafka::{KafkaSettings, KafkaSource};
-use connectors::message::{Polled, Source, SourceError};
+use connectors::message::{Polled, Reached, Source, SourceError};
 use rdkafka::Offset;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -87,6 +87,16 @@ impl Broker {
         from: Option<i64>,
         reset: &str,
     ) -> Result<KafkaSource, SourceError> {
+        self.open_after(topic, from.map(|offset| (offset, None)), reset)
+    }
+
+    /// The same, where it is known when the last message before the offset was written.
+    fn open_after(
+        &self,
+        topic: &str,
+        from: Option<(i64, Option<i64>)>,
+        reset: &str,
+    ) -> Result<KafkaSource, SourceError> {
         let properties = [
             ("bootstrap.servers", self.address.as_str()),
             ("auto.offset.reset", reset),
@@ -101,9 +111,16 @@ impl Broker {
             properties: BTreeMap::from(properties.map(owned)),
             topics: vec![format!("^{topic}$")],
         };
-        let from = from.map(|offset| (Arc::from(format!("{topic}/0")), offset));
-        let from: HashMap<_, _> = from.into_iter().collect();
-        KafkaSource::open(&settings, Share::ALL, &from)
+        let from = from.into_iter().map(|(next_offset, last_written)| {
+            let partition: Arc<str> = format!("{topic}/0").into();
+            let reached = Reached {
+                partition: Arc::clone(&partition),
+                next_offset,
+                last_written,
+            };
+            (partition, reached)
+        });
+        KafkaSource::open(&settings, Share::ALL, &from.collect())
     }
 
     /// Why the topic cannot be read from this offset on.
@@ -184,6 +201,33 @@ fn a_topic_made_anew_is_told_of() {
     let mut source = broker.open(topic, Some(7), "earliest").unwrap();
     let offsets = read(&mut source, |offsets| offsets.len() == 3);
     assert_eq!(offsets.unwrap(), [0, 1, 2]);
+}
+
+#[test]
+fn a_topic_made_anew_with_more_messages_is_told_by_the_last_that_was_read() {
+    let broker = Broker::find();
+    let topic = "positions-exchanged";
+    broker.create(topic);
+    broker.produce(topic, 5);
+    let mut source = broker.open(topic, None, "error").unwrap();
+    read(&mut source, |offsets| offsets.len() == 5).unwrap();
+    let reached = source.moved().remove(0);
+    let from = Some((reached.next_offset, reached.last_written));
+    assert!(matches!(from, Some((5, Some(_)))));
+    // The same topic goes on, and what was read is not delivered again.
+    broker.produce(topic, 1);
+    let mut source = broker.open_after(topic, from, "error").unwrap();
+    let offsets = read(&mut source, |offsets| !offsets.is_empty());
+    assert_eq!(offsets.unwrap(), [5]);
+    broker.delete(topic);
+    broker.create(topic);
+    broker.produce(topic, 8);
+    let mut source = broker.open_after(topic, from, "error").unwrap();
+    let reason = read(&mut source, |_| false).unwrap_err();
+    assert!(reason.contains("its topic was made anew"), "{reason}");
+    let mut source = broker.open_after(topic, from, "earliest").unwrap();
+    let offsets = read(&mut source, |offsets| offsets.last() == Some(&7)).unwrap();
+    assert_eq!(offsets, [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
 #[test]

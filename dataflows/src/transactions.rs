@@ -9,7 +9,6 @@
 //! What belongs to no transaction, as a snapshot's rows, goes with what came before it in its partition.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
 
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use regex::RegexSet;
@@ -107,6 +106,8 @@ struct Partition<R> {
     /// The next offset to read, and the one up to which everything has been released.
     read_to: i64,
     released_to: i64,
+    /// When the last message was written that was read.
+    last_written: Option<i64>,
 }
 
 struct Waiting<R> {
@@ -121,6 +122,7 @@ impl<R> Default for Partition<R> {
             waiting: VecDeque::new(),
             read_to: -1,
             released_to: -1,
+            last_written: None,
         }
     }
 }
@@ -318,12 +320,9 @@ impl<R: SourceRow> Transactions<R> {
     pub(crate) fn released_up_to(&mut self, read: Vec<Position>) -> Vec<Position> {
         for position in read {
             let queue = self.partitions.entry(position.partition.clone());
-            match queue {
-                Entry::Occupied(mut queue) => queue.get_mut().read_to = position.next_offset,
-                Entry::Vacant(queue) => {
-                    queue.insert(Partition::default()).read_to = position.next_offset;
-                }
-            }
+            let queue = queue.or_default();
+            queue.read_to = position.next_offset;
+            queue.last_written = position.last_written;
         }
         let mut moved = Vec::new();
         for (partition, queue) in &mut self.partitions {
@@ -334,6 +333,7 @@ impl<R: SourceRow> Transactions<R> {
                 moved.push(Position {
                     partition: partition.clone(),
                     next_offset: released_to,
+                    last_written: queue.last_written.filter(|_| waiting.is_none()),
                 });
             }
         }
@@ -434,6 +434,7 @@ mod tests {
             let read = self.offsets.iter().map(|(partition, next)| Position {
                 partition: partition.as_str().into(),
                 next_offset: *next,
+                last_written: None,
             });
             let moved = self.transactions.released_up_to(read.collect());
             let moved = moved.into_iter();

@@ -33,6 +33,9 @@ pub struct Manifest {
     pub epoch: u64,
     /// The next offset of every partition ever read, by `topic/partition`.
     pub positions: BTreeMap<String, i64>,
+    /// When the last message before such an offset was written, in milliseconds since 1970, where that is known.
+    #[serde(default)]
+    pub last_written: BTreeMap<String, i64>,
     /// The epoch that every table's log carried before this checkpoint; a table that no checkpoint
     /// had changed is absent.
     pub before: BTreeMap<String, u64>,
@@ -146,6 +149,7 @@ mod tests {
             writer: String::new(),
             epoch,
             positions: BTreeMap::new(),
+            last_written: BTreeMap::new(),
             before: before
                 .iter()
                 .map(|(name, epoch)| (name.to_string(), *epoch))

@@ -119,6 +119,7 @@ pub struct Store {
     tables: BTreeMap<String, Table>,
     epoch: u64,
     positions: BTreeMap<String, i64>,
+    last_written: BTreeMap<String, i64>,
     /// The epoch of each table's last change.
     changed_at: BTreeMap<String, u64>,
 }
@@ -129,8 +130,8 @@ pub struct Commit {
     pub epoch: u64,
     /// What the tables' logs must say, by relation.
     pub changes: BTreeMap<String, Vec<Box<RawValue>>>,
-    /// The positions that moved.
-    pub moved: Vec<(String, i64)>,
+    /// The positions that moved, with when the last message before each was written.
+    pub moved: Vec<(String, i64, Option<i64>)>,
 }
 
 impl Store {
@@ -191,6 +192,7 @@ impl Store {
                     "rows of the source were lost from the tables; reading it again from its beginning"
                 );
                 store.positions.clear();
+                store.last_written.clear();
             }
             let begin = store.manifest(store.epoch, BTreeMap::new());
             let bytes = to_bytes(&begin, store.number + 1)?;
@@ -223,6 +225,7 @@ impl Store {
             tables,
             epoch: 0,
             positions: BTreeMap::new(),
+            last_written: BTreeMap::new(),
             changed_at: BTreeMap::new(),
         };
         Ok((store, last))
@@ -243,6 +246,7 @@ impl Store {
             self.epoch = last.epoch;
             self.changed_at = changed_at(last);
             self.positions = last.positions.clone();
+            self.last_written = last.last_written.clone();
         }
         self
     }
@@ -277,6 +281,11 @@ impl Store {
         &self.positions
     }
 
+    /// When the last message before each of those positions was written, where that is known.
+    pub fn last_written(&self) -> &BTreeMap<String, i64> {
+        &self.last_written
+    }
+
     /// The table of a relation.
     pub fn table(&self, relation: &str) -> Option<&Table> {
         self.tables.get(relation)
@@ -298,7 +307,13 @@ impl Store {
     /// If trying again cannot help.
     pub async fn commit(&mut self, commit: Commit) -> Result<(), StoreError> {
         let started = Instant::now();
-        self.positions.extend(commit.moved);
+        for (partition, next_offset, last_written) in commit.moved {
+            match last_written {
+                Some(time) => self.last_written.insert(partition.clone(), time),
+                None => self.last_written.remove(&partition),
+            };
+            self.positions.insert(partition, next_offset);
+        }
         let manifest = self.manifest(commit.epoch, commit.changes);
         self.put(&manifest).await?;
         crash::point("manifest-put");
@@ -327,6 +342,7 @@ impl Store {
             writer: self.lease.writer.clone(),
             epoch,
             positions: self.positions.clone(),
+            last_written: self.last_written.clone(),
             before: self.changed_at.clone(),
             changes,
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -53,7 +53,7 @@ fn lines(file: PathBuf) -> Vec<Value> {
 }
 
 /// The messages of a form, by topic without the connector's name.
-fn messages(folder: &PathBuf, form: &str) -> BTreeMap<String, Vec<(String, Delivered)>> {
+fn messages(folder: &Path, form: &str) -> BTreeMap<String, Vec<(String, Delivered)>> {
     let bytes = |of: &Value, name: &str| match of[format!("{name}_b64")].as_str() {
         Some(encoded) => Some(BASE64_STANDARD.decode(encoded).unwrap()),
         None => of[name].as_str().map(|text| text.as_bytes().to_vec()),
@@ -93,7 +93,7 @@ impl Schemas for Captured {
     }
 }
 
-fn format(folder: &PathBuf, form: &str, table: &str, text: &str) -> Format {
+fn format(folder: &Path, form: &str, table: &str, text: &str) -> Format {
     let envelope = match form {
         "flat" => Envelope::Flattened,
         _ => Envelope::Debezium,

@@ -470,6 +470,7 @@ fn work(
             }
             let next_offset = step.to[partition] as i64;
             moved.push(Position {
+                last_written: None,
                 partition: format!("t/{partition}").into(),
                 next_offset,
             });

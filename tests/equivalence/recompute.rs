@@ -86,7 +86,9 @@ pub(crate) fn read(entry: &Entry, partition: usize, offset: usize) -> Said {
             reason: reason.into(),
             raw: bytes.as_slice().into(),
             first_seen: Log::received(partition, offset),
-            field: reason.starts_with("field").then(|| reason.split('"').nth(1).unwrap().into()),
+            field: reason
+                .starts_with("field")
+                .then(|| reason.split('"').nth(1).unwrap().into()),
         };
         Some((
             key.clone().unwrap_or_else(|| position.clone()),

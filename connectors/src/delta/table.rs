@@ -95,7 +95,7 @@ impl Table {
                 && *field.data_type() == DataType::Utf8
         };
         let own = columns.fields().iter().filter(|field| !is_further(field));
-        let own: Vec<_> = own.map(|field| name(field)).collect();
+        let own: Vec<_> = own.map(name).collect();
         if expected.starts_with(&own) {
             return Ok(());
         }
@@ -589,7 +589,7 @@ fn log_store(folder: &TablesFolder, relation: &str) -> Result<LogStoreRef, Table
 }
 
 fn names(schema: &SchemaRef) -> Vec<String> {
-    schema.fields().iter().map(|field| name(field)).collect()
+    schema.fields().iter().map(name).collect()
 }
 
 fn name(field: &FieldRef) -> String {

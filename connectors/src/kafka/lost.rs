@@ -53,6 +53,13 @@ impl OnLoss {
         self.lost(partition, what)
     }
 
+    /// A partition has other messages than those that were read of it.
+    pub(super) fn made_anew(self, partition: &str) -> Result<(), SourceError> {
+        let what =
+            "the last message that was read of it is another one now: its topic was made anew";
+        self.lost(partition, what)
+    }
+
     fn lost(self, partition: &str, what: &str) -> Result<(), SourceError> {
         match self {
             Self::Stop => Err(SourceError::Fatal(format!(

@@ -20,7 +20,7 @@ use regex::Regex;
 use super::client::{ATTEMPT_TIMEOUT, NO_GROUP, Watch, configuration, partition_name, reach};
 use super::lost::OnLoss;
 use crate::files::Share;
-use crate::message::{Message, Offset, Polled, Source, SourceError};
+use crate::message::{Message, Offset, Polled, Reached, Source, SourceError};
 
 /// How long the brokers may take to tell where a partition ends.
 const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +131,10 @@ struct PartitionState {
     number: i32,
     next_offset: i64,
     moved: bool,
+    /// When the last message was written that was read.
+    last_written: Option<i64>,
+    /// The same of an earlier run, until the message has been met again.
+    to_compare: Option<i64>,
     /// Whether nothing is to be delivered for now.
     held: bool,
     /// Where the partition ended when the source was opened.
@@ -146,7 +150,7 @@ impl KafkaSource {
     pub fn open(
         settings: &KafkaSettings,
         share: Share,
-        offsets: &HashMap<Arc<str>, i64>,
+        offsets: &HashMap<Arc<str>, Reached>,
     ) -> Result<Self, SourceError> {
         let watch = Watch::new(&settings.properties)
             .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
@@ -238,7 +242,7 @@ impl KafkaSource {
     fn ensure_none_is_gone(
         &self,
         found: &BTreeSet<(String, i32)>,
-        offsets: &HashMap<Arc<str>, i64>,
+        offsets: &HashMap<Arc<str>, Reached>,
     ) -> Result<(), SourceError> {
         for name in offsets.keys() {
             let Some((topic, number)) = name.rsplit_once('/') else {
@@ -284,6 +288,8 @@ impl KafkaSource {
             if next != partition.next_offset {
                 partition.next_offset = next;
                 partition.moved = true;
+                partition.last_written = None;
+                partition.to_compare = None;
                 partition.held = false;
                 reread.push((topic.clone(), number, Some(next)));
             }
@@ -293,6 +299,22 @@ impl KafkaSource {
                 .map_err(|error| SourceError::Fatal(format!("kafka: {error}")))?;
         }
         Ok(())
+    }
+
+    /// Reads a partition from its beginning, whose topic was made anew, if that is what is to be done then.
+    fn begin_anew(&mut self, place: usize) -> Result<(), SourceError> {
+        let failed = |error| SourceError::Fatal(format!("kafka: {error}"));
+        let partition = &mut self.partitions[place];
+        self.on_loss.made_anew(&partition.name)?;
+        let (topic, number) = (partition.topic.clone(), partition.number);
+        let held = self
+            .consumer
+            .fetch_watermarks(&topic, number, WATERMARKS_TIMEOUT);
+        let (first, _) = held.map_err(failed)?;
+        partition.next_offset = first;
+        partition.last_written = None;
+        partition.moved = true;
+        self.reassign(&topic, number, Some(first)).map_err(failed)
     }
 
     /// Reads a partition from another offset on, or not at all.
@@ -333,7 +355,7 @@ impl KafkaSource {
         &mut self,
         topic: &str,
         number: i32,
-        offsets: &HashMap<Arc<str>, i64>,
+        offsets: &HashMap<Arc<str>, Reached>,
         assignment: &mut TopicPartitionList,
     ) -> Result<(), SourceError> {
         let name: Arc<str> = partition_name(topic, number).into();
@@ -341,10 +363,15 @@ impl KafkaSource {
             .consumer
             .fetch_watermarks(topic, number, WATERMARKS_TIMEOUT)
             .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
-        let next_offset = offsets.get(&name).copied().unwrap_or(low);
-        let next_offset = self.on_loss.offset(&name, next_offset, &(low..=high))?;
+        let reached = offsets.get(&name);
+        let wanted = reached.map_or(low, |reached| reached.next_offset);
+        let next_offset = self.on_loss.offset(&name, wanted, &(low..=high))?;
+        let last_written = reached.and_then(|reached| reached.last_written);
+        let to_compare = last_written.filter(|_| next_offset == wanted && next_offset > low);
+        // The last message that was read is read again, and compared.
+        let first = next_offset - i64::from(to_compare.is_some());
         assignment
-            .add_partition_offset(topic, number, KafkaOffset::Offset(next_offset))
+            .add_partition_offset(topic, number, KafkaOffset::Offset(first))
             .map_err(|error| SourceError::Fatal(format!("kafka partition \"{name}\": {error}")))?;
         let place = self.partitions.len();
         self.places
@@ -357,6 +384,8 @@ impl KafkaSource {
             number,
             next_offset,
             moved: false,
+            last_written,
+            to_compare,
             held: false,
             end_at_start: high,
         });
@@ -411,6 +440,7 @@ impl Source for KafkaSource {
         let mut wait = wait;
         let mut delivered = false;
         let mut failure = None;
+        let mut anew = None;
         for _ in 0..MESSAGES_A_TURN {
             let message = match self.consumer.poll(wait) {
                 Some(Ok(message)) => message,
@@ -430,13 +460,25 @@ impl Source for KafkaSource {
                 .places
                 .get(message.topic())
                 .and_then(|t| t.get(&message.partition()));
-            let Some(partition) = place.and_then(|place| self.partitions.get_mut(*place)) else {
+            let Some(place) = place.copied() else {
                 continue;
             };
+            let partition = &mut self.partitions[place];
+            let written = message.timestamp().to_millis();
+            if let Some(expected) = partition.to_compare.take()
+                && message.offset() < partition.next_offset
+            {
+                if written != Some(expected) {
+                    anew = Some(place);
+                    break;
+                }
+                continue;
+            }
             self.position.clear();
             // Writing to a string cannot fail.
             let _ = write!(self.position, "{}/{}", partition.name, message.offset());
             partition.next_offset = message.offset() + 1;
+            partition.last_written = written;
             partition.moved = true;
             let header = |name: &str| {
                 let mut headers = message.headers()?.iter();
@@ -449,6 +491,9 @@ impl Source for KafkaSource {
                 headers: &header,
                 position: &self.position,
             });
+        }
+        if let Some(place) = anew {
+            self.begin_anew(place)?;
         }
         if let (Some(failure), false) = (failure, delivered) {
             return Err(failure);
@@ -489,7 +534,7 @@ impl Source for KafkaSource {
         }
     }
 
-    fn moved(&mut self) -> Vec<Offset> {
+    fn moved(&mut self) -> Vec<Reached> {
         let moved = self
             .partitions
             .iter_mut()
@@ -497,7 +542,11 @@ impl Source for KafkaSource {
         moved
             .map(|partition| {
                 partition.moved = false;
-                (Arc::clone(&partition.name), partition.next_offset)
+                Reached {
+                    partition: Arc::clone(&partition.name),
+                    next_offset: partition.next_offset,
+                    last_written: partition.last_written,
+                }
             })
             .collect()
     }

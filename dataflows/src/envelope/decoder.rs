@@ -522,7 +522,7 @@ impl Decoder {
         let flattened = self.format.envelope == Envelope::Flattened;
         let names = self.columns_of(value).into_iter();
         let names = names.filter(|name| {
-            !self.format.columns.contains(name) && !(flattened && name.starts_with(OF_EVENT))
+            !(self.format.columns.contains(name) || flattened && name.starts_with(OF_EVENT))
         });
         further.meet(names.map(|name| column_name(&name, self.format.taken).into_owned()));
     }

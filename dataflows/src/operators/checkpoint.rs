@@ -28,6 +28,8 @@ pub struct Position {
     pub partition: Text,
     /// The offset of the first message that has not been read.
     pub next_offset: i64,
+    /// When the last message before it was written, in milliseconds since 1970, if that is known.
+    pub last_written: Option<i64>,
 }
 
 enum Part {

@@ -314,16 +314,18 @@ pub struct Settings {
 ///
 /// # Errors
 /// A tweet whose date cannot be understood is rejected as a whole.
-pub fn mentions_of(tweet: &Bronze, settings: &Settings) -> Result<Vec<Arc<Silver>>, Reject> {
+pub fn mentions_of(tweet: &Bronze, settings: &Settings) -> Result<Vec<Arc<Silver>>, Box<Reject>> {
     let date = tweet.date.as_deref().unwrap_or_default();
-    let timestamp = timestamp(date, settings.numeric_date).map_err(|error| Reject {
-        position: tweet.source_file.clone(),
-        key: Some(tweet.key.clone()),
-        stage: SILVER.into(),
-        reason: format!("field \"date\": {error}").into(),
-        raw: date.as_bytes().into(),
-        first_seen: tweet.processing_time,
-        field: Some("date".into()),
+    let timestamp = timestamp(date, settings.numeric_date).map_err(|error| {
+        Box::new(Reject {
+            position: tweet.source_file.clone(),
+            key: Some(tweet.key.clone()),
+            stage: SILVER.into(),
+            reason: format!("field \"date\": {error}").into(),
+            raw: date.as_bytes().into(),
+            first_seen: tweet.processing_time,
+            field: Some("date".into()),
+        })
     })?;
     let mentions = settings.rule.extract(&tweet.text);
     if mentions.is_empty() {
@@ -673,7 +675,7 @@ fn explode(tweet: &Bronze, settings: &Settings) -> impl Iterator<Item = Exploded
     };
     let tweeted = tweet.user.clone();
     let tweeted = tweeted.map(|user| Exploded::Tweeted(user, mentions_someone));
-    let undated = undated.map(|reject| Exploded::Undated(Box::new(reject)));
+    let undated = undated.map(Exploded::Undated);
     let silver = silver.into_iter().map(Exploded::Silver);
     silver.chain(tweeted).chain(undated)
 }
