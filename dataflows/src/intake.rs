@@ -177,7 +177,9 @@ impl<R: SourceRow + Send> Intake for DecodingIntake<R> {
     }
 
     fn close(&mut self, epoch: Epoch, positions: Vec<Position>) -> Result<(), Closed> {
-        let rows = std::mem::take(&mut self.open);
+        // An epoch is about as large as the one before it.
+        let next = Vec::with_capacity(self.open.len());
+        let rows = std::mem::replace(&mut self.open, next);
         let positions = match &mut self.transactions {
             None => positions,
             Some(transactions) => transactions.released_up_to(positions),

@@ -12,8 +12,13 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dataflows::envelope::avro::Schema;
-use dataflows::envelope::{Encoding, Envelope, Format, SchemaError, Schemas, UNAVAILABLE};
+use dataflows::envelope::{
+    Decoder, Encoding, Envelope, Format, Message, NO_HEADERS, RowChange, SchemaError, Schemas,
+    UNAVAILABLE,
+};
+use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
+use dataflows::record::Timestamp;
 use serde_json::Value;
 
 use super::{Delivered, Numbers, Rows, follow};
@@ -258,4 +263,65 @@ fn values_of_all_types_are_told_alike_in_avro_and_in_json_with_schemas() {
     ] {
         assert_eq!(all.1[column], expected, "{column}");
     }
+}
+
+/// All files below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files(&path, found),
+            false => found.push(path),
+        }
+    }
+}
+
+#[test]
+fn whatever_other_connectors_write_is_a_row_a_deletion_or_a_reject() {
+    let Some(folder) = folder() else { return };
+    let mut found = Vec::new();
+    files(folder.parent().unwrap(), &mut found);
+    let plain = Format::new::<Arc<Bronze>>(Envelope::Debezium);
+    // Names that tables of these samples have.
+    let columns = ["date", "user", "name", "weight"];
+    let mut decoder = Decoder::new(Format {
+        columns: columns.map(str::to_owned).into(),
+        further: Some(Arc::default()),
+        ..plain
+    });
+    let (mut events, mut rows, mut gone) = (0, 0, 0);
+    for file in found {
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with('{'));
+        // Documents over many lines, and one event a line.
+        for value in [text.trim()].into_iter().chain(lines) {
+            let message = Message {
+                key: Some(b"{\"id\":1}"),
+                value: Some(value.as_bytes()),
+                headers: NO_HEADERS,
+                position: "samples/0/0",
+                received: Timestamp(0),
+            };
+            let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();
+            decoder.decode(&message, &mut told).unwrap();
+            for change in told {
+                events += 1;
+                match change.state {
+                    State::Row(Ok(_)) => rows += 1,
+                    State::Gone | State::Left(_) => gone += 1,
+                    State::Row(Err(reject)) => assert!(!reject.reason.is_empty()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(
+        events > 1_000 && rows > 50 && gone > 20,
+        "{events}, {rows}, {gone}"
+    );
 }

@@ -253,7 +253,7 @@ impl Rows {
         let line = |(id, tweet): (&i64, &GeneratedTweet)| {
             let json = |text: &str| Value::from(text).to_string();
             format!(
-                "key=\"{id}\" date={} user={} text={} sentiment={} ",
+                "key=\"{id}\" date={} user={} text={} sentiment={} further=null ",
                 json(&tweet.date),
                 json(&tweet.user),
                 json(&tweet.text),

@@ -122,6 +122,8 @@ pub struct KafkaSource {
     partitions: Vec<PartitionState>,
     /// Partitions by topic and number.
     places: HashMap<String, HashMap<i32, usize>>,
+    /// The place of the partition that the last message was of.
+    last_place: Option<usize>,
     position: String,
 }
 
@@ -168,6 +170,7 @@ impl KafkaSource {
             group: settings.properties.contains_key("group.id"),
             partitions: Vec::new(),
             places: HashMap::new(),
+            last_place: None,
             position: String::new(),
         };
         let found = source.first_search()?;
@@ -257,10 +260,22 @@ impl KafkaSource {
         Ok(())
     }
 
+    /// Where a partition is among those that are read.
+    fn place_of(&self, topic: &str, number: i32) -> Option<usize> {
+        // Messages of a partition come in runs.
+        let last = self.last_place.filter(|last| {
+            let partition = &self.partitions[*last];
+            partition.number == number && partition.topic == topic
+        });
+        last.or_else(|| self.places.get(topic)?.get(&number).copied())
+    }
+
     /// Looks which partitions cannot be read on, after the client said that some cannot, and goes on with
     /// what there is of them.
     fn realign(&mut self) -> Result<(), SourceError> {
         let found = self.search_again()?;
+        // A partition that comes back has another place.
+        self.last_place = None;
         let mut reread = Vec::new();
         for partition in &mut self.partitions {
             let (topic, number) = (&partition.topic, partition.number);
@@ -456,13 +471,10 @@ impl Source for KafkaSource {
             };
             wait = Duration::ZERO;
             delivered = true;
-            let place = self
-                .places
-                .get(message.topic())
-                .and_then(|t| t.get(&message.partition()));
-            let Some(place) = place.copied() else {
+            let Some(place) = self.place_of(message.topic(), message.partition()) else {
                 continue;
             };
+            self.last_place = Some(place);
             let partition = &mut self.partitions[place];
             let written = message.timestamp().to_millis();
             if let Some(expected) = partition.to_compare.take()
