@@ -232,9 +232,19 @@ async fn rows_of(
     }
     let mut rows = Vec::new();
     for file in data_files(&tables.folder, relation).await? {
-        rows.extend(tables.folder.read_rows(&file).await?);
+        rows.extend(rows_in(tables, &file).await?);
     }
     Ok(rows)
+}
+
+/// The rows that were written to a data file, with the columns of their relation.
+async fn rows_in(tables: &TablesPlan, file: &str) -> anyhow::Result<Vec<RecordBatch>> {
+    let mut relations = tables.relations.iter();
+    let relation = relations.find(|(relation, _)| *relation == relation_of(file));
+    let (_, schema) = relation.with_context(|| format!("\"{file}\" is of no relation"))?;
+    let rows = tables.folder.read_rows(file).await?;
+    let rows = rows.iter().map(|rows| of_relation(rows, schema));
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn table<'s>(store: &'s Store, relation: &str) -> anyhow::Result<&'s Table> {
@@ -410,7 +420,7 @@ async fn scan(
         let found = match file {
             file if is_data(file) => {
                 let mut found = false;
-                for rows in tables.folder.read_rows(file).await? {
+                for rows in rows_in(tables, file).await? {
                     found |= in_rows(relation_of(file), &rows, condition, forgotten)?;
                 }
                 found
@@ -445,11 +455,8 @@ fn in_rows(
     condition: &RowCondition,
     forgotten: &Forgotten,
 ) -> anyhow::Result<bool> {
-    if relation == Bronze::RELATION {
-        let rows = of_relation(rows, &Bronze::schema())?;
-        if condition.holds(&rows)?.contains(&true) {
-            return Ok(true);
-        }
+    if relation == Bronze::RELATION && condition.holds(rows)?.contains(&true) {
+        return Ok(true);
     }
     if relation == Reject::RELATION {
         let rejects = Reject::from_batch(rows).map_err(anyhow::Error::msg)?;
