@@ -86,3 +86,9 @@ fn leaves_do_not_know_one_another() {
         }
     }
 }
+
+/// Neither knows the other, and both must call it the same.
+#[test]
+fn the_column_that_holds_others_has_one_mark() {
+    assert_eq!(dataflows::record::FURTHER, connectors::delta::further::MARK);
+}

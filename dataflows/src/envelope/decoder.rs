@@ -19,7 +19,7 @@ use super::event::{
     EnvelopeSeed, EventOrder, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text, single_key,
 };
 use super::framing::{self, NEW_KEY, Part};
-use super::further::{Placeholders, column_name, one_text};
+use super::further::{MOST, Placeholders, column_name, one_text};
 use super::{
     Encoding, Envelope, Field, Format, Message, NO_HEADERS, NotYet, SchemaError, SourceRow,
 };
@@ -60,6 +60,8 @@ pub struct Decoder {
     columns: HashMap<String, Columns>,
     /// Digests of columns whose names have been passed on.
     met: HashSet<u64>,
+    /// A further column of the message that is being decoded which is one too many.
+    too_many: Option<String>,
     /// Where the event that is being decoded stands in its transaction.
     in_transaction: Option<InTransaction>,
 }
@@ -98,6 +100,7 @@ impl Decoder {
             schemas: HashMap::new(),
             columns: HashMap::new(),
             met: HashSet::new(),
+            too_many: None,
             in_transaction: None,
         };
         let paths = decoder.format.columns.iter();
@@ -138,6 +141,10 @@ impl Decoder {
             }
             (Ok(key), Ok(value)) => {
                 let told = self.told(key.as_ref(), value.as_ref(), message);
+                let told = match self.too_many.take() {
+                    Some(column) => told.and_then(|told| Err(refused_for(&column, told))),
+                    None => told,
+                };
                 told.map(|told| self.changes(told, message, changes))
             }
         };
@@ -516,7 +523,7 @@ impl Decoder {
         if self.met.len() > MOST_MET {
             self.met.clear();
         }
-        if !self.met.insert(digest) {
+        if self.met.contains(&digest) {
             return;
         }
         let flattened = self.format.envelope == Envelope::Flattened;
@@ -524,7 +531,11 @@ impl Decoder {
         let names = names.filter(|name| {
             !(self.format.columns.contains(name) || flattened && name.starts_with(OF_EVENT))
         });
-        further.meet(names.map(|name| column_name(&name, self.format.taken).into_owned()));
+        let written = names.map(|name| column_name(&name, self.format.taken).into_owned());
+        match further.admit(written.collect()) {
+            Ok(()) => drop(self.met.insert(digest)),
+            Err(column) => self.too_many = Some(column),
+        }
     }
 
     /// A row that was deleted, or whose key has changed: then another event tells of it under its new key.
@@ -653,9 +664,7 @@ impl Retry {
         self.0.decode(&message, &mut told).ok()?;
         let told = told.pop()?;
         let state = match told.state {
-            // Its copies have been counted.
-            State::More(row @ Ok(_)) | State::Row(row @ Ok(_)) => State::Row(row),
-            patch @ State::Patch(_) => patch,
+            usable @ (State::More(Ok(_)) | State::Row(Ok(_)) | State::Patch(_)) => usable,
             _ => return None,
         };
         Some(Upsert { state, ..told })
@@ -750,6 +759,15 @@ impl<'a> Told<'a> {
         let (key, row) = ("".into(), ToldRow::Truncated);
         Self { key, at, row }
     }
+}
+
+/// Why a message is refused that has a further column too many.
+fn refused_for(column: &str, told: [Option<Told<'_>>; 2]) -> Refused {
+    let key = told.into_iter().flatten().last().map(|told| told.key);
+    let reason = format!(
+        "field \"{column}\": there are {MOST} further columns already; does the row hold data in its names?"
+    );
+    (key, reason)
 }
 
 /// What an event of a table without a key tells: of the row as it was there is a copy less, of the row as it is one

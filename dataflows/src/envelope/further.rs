@@ -13,6 +13,9 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::change::Text;
 
+/// How many further columns there may be.
+pub(super) const MOST: usize = 1_000;
+
 /// Columns with their texts, as a message tells them.
 pub(super) type Columns<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
@@ -28,6 +31,23 @@ impl FurtherNames {
     pub fn meet(&self, names: impl IntoIterator<Item = String>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.extend(names);
+    }
+
+    /// Takes note of a row's names, unless that would make too many: a table has few, but an object whose names are
+    /// data has ever more.
+    ///
+    /// # Errors
+    /// Tells the first that is too many; none is noted then.
+    pub fn admit(&self, names: BTreeSet<String>) -> Result<(), String> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<_> = names.difference(&known).cloned().collect();
+        match new.get(MOST.saturating_sub(known.len())) {
+            Some(name) => Err(name.clone()),
+            None => {
+                known.extend(new);
+                Ok(())
+            }
+        }
     }
 
     /// All names, sorted.
@@ -132,6 +152,17 @@ mod tests {
         ] {
             assert_eq!(column_name(name, &taken), written);
         }
+    }
+
+    #[test]
+    fn names_that_are_too_many_are_not_noted() {
+        let known = FurtherNames::default();
+        let names = |range: std::ops::Range<usize>| range.map(|n| format!("c{n:04}")).collect();
+        assert_eq!(known.admit(names(0..999)), Ok(()));
+        assert_eq!(known.admit(names(998..1_001)), Err("c1000".to_owned()));
+        assert_eq!(known.admit(names(990..1_000)), Ok(()));
+        assert_eq!(known.admit(names(0..1_000)), Ok(()));
+        assert_eq!(known.all().len(), MOST);
     }
 
     #[test]

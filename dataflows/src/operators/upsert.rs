@@ -366,11 +366,14 @@ impl<V: Clone + Revision> Rows<V> {
         }
     }
 
-    /// Takes the key's row away.
-    fn remove(&mut self, key: &Text, tell: &mut impl FnMut(V, Diff)) {
-        if let Some(held) = self.held.remove(key) {
-            tell(held.row, -(held.copies.unsigned_abs() as Diff));
-        }
+    /// Takes the key's row away; returns how many copies of it there were.
+    fn remove(&mut self, key: &Text, tell: &mut impl FnMut(V, Diff)) -> usize {
+        let Some(held) = self.held.remove(key) else {
+            return 0;
+        };
+        let copies = held.copies.unsigned_abs() as usize;
+        tell(held.row, -(copies as Diff));
+        copies
     }
 
     /// Adds a copy of a row, or takes one away; if then there is one, or one is lacking, this is what it is.
@@ -476,6 +479,16 @@ impl<V: Clone + Revision> Rows<V> {
             let row = match upsert.state {
                 State::Row(row) => row,
                 State::Patch(patch) if key == upsert.key => self.patched(&key, at, *patch),
+                State::More(row) if key == upsert.key => row,
+                State::More(row) => {
+                    let copies = self.remove(&key, tell);
+                    let copy = Upsert {
+                        state: State::More(row),
+                        ..Upsert::gone(upsert.key)
+                    };
+                    moved.extend(std::iter::repeat_n(copy, copies));
+                    continue;
+                }
                 _ => continue,
             };
             if key == upsert.key {
@@ -655,6 +668,22 @@ mod tests {
         let (changes, _) = apply(&mut rows, vec![fewer(), fewer()]);
         assert_eq!(changes, [((1, 1), -2)]);
         assert!(rows.held.is_empty());
+    }
+
+    #[test]
+    fn copies_that_are_tried_again_are_all_there() {
+        // What could not be used was told under another key.
+        let retry = || -> TryAgain<Pair> {
+            Box::new(|row| (row.0 == -1).then(|| told("good", 0, State::More((1, 1)))))
+        };
+        let mut rows = Rows::new(retry);
+        let bad = |key| told(key, 0, State::More((-1, 0)));
+        let good = told("good", 0, State::More((1, 1)));
+        apply(&mut rows, vec![bad("a"), bad("a"), bad("b"), good]);
+        let (_, moved) = apply(&mut rows, vec![told("", 0, State::Retry(0))]);
+        apply(&mut rows, moved);
+        assert_eq!(left(&rows), [("good", (1, 1))]);
+        assert_eq!(rows.all().count(), 4);
     }
 
     #[test]
