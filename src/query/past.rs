@@ -208,15 +208,10 @@ impl Relations for AtVersions {
     fn read(&self, relation: &str, selection: Selection) -> RowStream {
         let unnamed = ReadError::Unavailable(format!("\"{relation}\" was not opened"));
         let table = self.tables.get(relation).cloned().ok_or(unnamed);
-        let further = self.further(relation);
         let rows = async move {
             let batches = table?.rows().await.map_err(unavailable)?;
             let columns = move |batch: RecordBatch| {
-                let batch = further::expand(&batch, &further).map_err(unavailable)?;
-                let schema = batch.schema();
-                let places = selection.columns.iter().map(|name| schema.index_of(name));
-                let places: Vec<_> = places.collect::<Result<_, _>>().map_err(unavailable)?;
-                batch.project(&places).map_err(unavailable)
+                further::select(&batch, &selection.columns).map_err(unavailable)
             };
             Ok(futures::stream::iter(batches.into_iter().map(columns)))
         };

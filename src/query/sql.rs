@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
 use connectors::delta::further;
 use dataflows::change::Epoch;
@@ -162,19 +161,22 @@ impl Relations for AtEpoch {
             let unknown = ReadError::Unavailable(format!("there is no relation \"{relation}\""));
             return futures::stream::iter([Err(unknown)]).boxed();
         };
-        let columns = Columns::of(&readable.schema, selection.columns);
+        let wanted = selection.columns;
         let selection = Selection {
             look_up,
-            columns: Some(columns.read.clone()),
+            columns: Some(places(&readable.schema, &wanted)),
             limit: selection.limit,
         };
         let rows = peeker.read(self.epoch, relation.to_owned(), selection);
-        let next = async |(mut rows, columns): (super::peek::RowStream, Columns)| {
+        let next = async |(mut rows, wanted): (super::peek::RowStream, Vec<String>)| {
             let next = rows.next().await.transpose()?;
-            let shown = next.and_then(|rows| columns.shown(&rows));
-            Some((shown, (rows, columns)))
+            let shown = next.and_then(|rows| {
+                let shown = further::select(&rows, &wanted);
+                shown.map_err(|error| ReadError::Unavailable(error.to_string()))
+            });
+            Some((shown, (rows, wanted)))
         };
-        futures::stream::unfold((rows, columns), next).boxed()
+        futures::stream::unfold((rows, wanted), next).boxed()
     }
 
     fn progress(&self) -> BoxFuture<'static, Result<Vec<Progress>, ReadError>> {
@@ -192,37 +194,12 @@ impl Relations for AtEpoch {
     }
 }
 
-/// Columns of a relation that are wanted, some of which one column of it may hold.
-struct Columns {
-    /// The columns to read, by their places.
-    read: Vec<usize>,
-    /// Those that are held, and all in the order in which they are wanted.
-    held: Vec<String>,
-    wanted: Vec<String>,
-}
-
-impl Columns {
-    fn of(schema: &Schema, wanted: Vec<String>) -> Self {
-        let place = |name: &String| schema.index_of(name).ok();
-        let mut read: Vec<usize> = wanted.iter().filter_map(place).collect();
-        let held = wanted.iter().filter(|name| place(name).is_none());
-        let held: Vec<_> = held.cloned().collect();
-        if !held.is_empty() {
-            read.extend(further::place(schema));
-        }
-        Self { read, held, wanted }
+/// The places of the columns that have to be read for these: their own, and that which holds others if some are held.
+fn places(schema: &Schema, wanted: &[String]) -> Vec<usize> {
+    let own = wanted.iter().filter_map(|name| schema.index_of(name).ok());
+    let mut places: Vec<_> = own.collect();
+    if places.len() < wanted.len() {
+        places.extend(further::place(schema));
     }
-
-    fn shown(&self, rows: &RecordBatch) -> Result<RecordBatch, ReadError> {
-        if self.held.is_empty() {
-            return Ok(rows.clone());
-        }
-        let rows = further::expand(rows, &self.held);
-        let rows = rows.and_then(|rows| {
-            let schema = rows.schema();
-            let places = self.wanted.iter().map(|name| schema.index_of(name));
-            rows.project(&places.collect::<Result<Vec<_>, _>>()?)
-        });
-        rows.map_err(|error| ReadError::Unavailable(error.to_string()))
-    }
+    places
 }

@@ -85,6 +85,20 @@ pub fn expand(rows: &RecordBatch, names: &[String]) -> Result<RecordBatch, Arrow
     RecordBatch::try_new(shown(&rows.schema(), names), arrays)
 }
 
+/// The columns of these names, in this order, taken out of the one that holds others where they are none of the
+/// relation's own.
+///
+/// # Errors
+/// If nothing holds others and a name is not among the columns.
+pub fn select(rows: &RecordBatch, names: &[String]) -> Result<RecordBatch, ArrowError> {
+    let own = rows.schema();
+    let held = names.iter().filter(|name| own.index_of(name).is_err());
+    let rows = expand(rows, &held.cloned().collect::<Vec<_>>())?;
+    let schema = rows.schema();
+    let places = names.iter().map(|name| schema.index_of(name));
+    rows.project(&places.collect::<Result<Vec<_>, _>>()?)
+}
+
 /// The rows with all columns that they have in the place of the one that holds them, and the names of those.
 pub(super) fn expand_all(rows: &RecordBatch) -> Result<(RecordBatch, Vec<String>), ArrowError> {
     let names = names(rows);

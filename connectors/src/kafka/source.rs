@@ -143,6 +143,17 @@ struct PartitionState {
     end_at_start: i64,
 }
 
+impl PartitionState {
+    /// Is read from here on, whatever was read before; the client forgets that it was paused.
+    fn begin_at(&mut self, next_offset: i64) {
+        self.next_offset = next_offset;
+        self.moved = true;
+        self.last_written = None;
+        self.to_compare = None;
+        self.held = false;
+    }
+}
+
 impl KafkaSource {
     /// Opens this worker's share, from the given offsets on, or from the beginning of a partition
     /// that has none.
@@ -301,12 +312,8 @@ impl KafkaSource {
                 .on_loss
                 .offset(&partition.name, partition.next_offset, &held)?;
             if next != partition.next_offset {
-                partition.next_offset = next;
-                partition.moved = true;
-                partition.last_written = None;
-                partition.to_compare = None;
-                partition.held = false;
                 reread.push((topic.clone(), number, Some(next)));
+                partition.begin_at(next);
             }
         }
         for (topic, number, next) in reread {
@@ -319,16 +326,14 @@ impl KafkaSource {
     /// Reads a partition from its beginning, whose topic was made anew, if that is what is to be done then.
     fn begin_anew(&mut self, place: usize) -> Result<(), SourceError> {
         let failed = |error| SourceError::Fatal(format!("kafka: {error}"));
-        let partition = &mut self.partitions[place];
+        let partition = &self.partitions[place];
         self.on_loss.made_anew(&partition.name)?;
         let (topic, number) = (partition.topic.clone(), partition.number);
         let held = self
             .consumer
             .fetch_watermarks(&topic, number, WATERMARKS_TIMEOUT);
         let (first, _) = held.map_err(failed)?;
-        partition.next_offset = first;
-        partition.last_written = None;
-        partition.moved = true;
+        self.partitions[place].begin_at(first);
         self.reassign(&topic, number, Some(first)).map_err(failed)
     }
 
