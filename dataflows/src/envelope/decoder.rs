@@ -2,24 +2,22 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
-use std::hash::BuildHasher;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 
 use super::avro::Schema;
 use super::event::{
-    EnvelopeSeed, EventOrder, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text, single_key,
+    DebeziumEvent, EnvelopeSeed, KeySeed, OF_EVENT, Row, RowSeed, Wanted, key_text, single_key,
 };
 use super::framing::{self, NEW_KEY, Part};
 use super::further::{MOST, Placeholders, column_name, one_text};
+use super::repetition::{Identity, Repetitions};
 use super::{
     Encoding, Envelope, Field, Format, Message, NO_HEADERS, NotYet, SchemaError, SourceRow,
 };
@@ -51,9 +49,7 @@ pub struct Decoder {
     placeholders: Placeholders,
     /// Where in a message the row's fields are, as rejects tell it.
     paths: Vec<String>,
-    /// By a hash of the partition and the connector's name: several may fill one topic.
-    heard: HashMap<u64, Heard>,
-    hashing: RandomState,
+    repetitions: Repetitions,
     /// Schemas that have been met, by number.
     schemas: HashMap<u32, Arc<Schema>>,
     /// The columns of each topic's rows.
@@ -95,8 +91,7 @@ impl Decoder {
             key_places,
             placeholders,
             paths: Vec::new(),
-            heard: HashMap::new(),
-            hashing: RandomState::default(),
+            repetitions: Repetitions::new(),
             schemas: HashMap::new(),
             columns: HashMap::new(),
             met: HashSet::new(),
@@ -110,11 +105,9 @@ impl Decoder {
 
     /// Reads messages by another format from now on.
     pub(crate) fn read_by(&mut self, format: Format) {
-        let heard = std::mem::take(&mut self.heard);
-        let hashing = self.hashing.clone();
+        let repetitions = std::mem::replace(&mut self.repetitions, Repetitions::new());
         *self = Self {
-            heard,
-            hashing,
+            repetitions,
             ..Self::new(format)
         };
     }
@@ -129,6 +122,7 @@ impl Decoder {
         message: &Message<'_>,
         changes: &mut Vec<RowChange<R>>,
     ) -> Result<Option<InTransaction>, NotYet> {
+        let from = changes.len();
         let told = match (
             self.written(Part::Key, message),
             self.written(Part::Value, message),
@@ -139,20 +133,19 @@ impl Decoder {
             (Ok(key), Err(SchemaError::Unknown(reason))) => {
                 Err((self.read_key(key.as_ref()).unwrap_or_default(), reason))
             }
-            (Ok(key), Ok(value)) => {
-                let told = self.told(key.as_ref(), value.as_ref(), message);
-                let told = match self.too_many.take() {
-                    Some(column) => told.and_then(|told| Err(refused_for(&column, told))),
-                    None => told,
-                };
-                told.map(|told| self.changes(told, message, changes))
-            }
+            (Ok(key), Ok(value)) => self.told(key.as_ref(), value.as_ref(), message, changes),
         };
-        if let Err((key, reason)) = told {
-            let key = key.map(|key| self.of_topic(key, message));
-            let reject = self.reject(key, reason, message);
-            let key = reject.source_key();
-            changes.push(Upsert::row(key, Err(Box::new(reject))));
+        let too_many = self.too_many.take();
+        match (told, too_many) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(column)) => {
+                let key = changes.drain(from..).last().map(|change| change.key);
+                changes.push(self.refused(key, too_many_for(&column), message));
+            }
+            (Err((key, reason)), _) => {
+                let key = key.map(|key| self.of_topic(key, message));
+                changes.push(self.refused(key, reason, message));
+            }
         }
         Ok(self.in_transaction.take())
     }
@@ -203,12 +196,13 @@ impl Decoder {
     }
 
     /// What a message tells of rows, which a deleting and an inserting part of one event may make two.
-    fn told<'w>(
+    fn told<R: SourceRow>(
         &mut self,
         key: Option<&Written<'_>>,
-        value: Option<&'w Written<'w>>,
+        value: Option<&Written<'_>>,
         message: &Message<'_>,
-    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        changes: &mut Vec<RowChange<R>>,
+    ) -> Result<(), Refused> {
         let key = match self.format.envelope {
             Envelope::Append => Some(message.position.into()),
             _ => self.read_key(key).map_err(|reason| (None, reason))?,
@@ -224,38 +218,36 @@ impl Decoder {
                 Envelope::Append => false,
             };
             let key = key.filter(|_| deletes);
-            return Ok([key.map(|key| Told::gone(key, 0)), None]);
+            changes.extend(key.map(|key| self.change(key, 0, Told::Gone, message)));
+            return Ok(());
         };
         match self.format.envelope {
-            Envelope::Debezium => self.debezium(key, value, message),
-            Envelope::Flattened => self.flattened(key, value, message),
-            Envelope::Upsert | Envelope::Append => self.row(key, value),
+            Envelope::Debezium => self.debezium(key, value, message, changes),
+            Envelope::Flattened => self.flattened(key, value, message, changes),
+            Envelope::Upsert | Envelope::Append => self.row(key, value, message, changes),
         }
     }
 
-    fn changes<R: SourceRow>(
+    /// The change of a row, from what a message told of its key at a place in the database's log, 0 if that is not
+    /// known.
+    fn change<R: SourceRow>(
         &self,
-        told: [Option<Told<'_>>; 2],
+        key: Text,
+        at: i64,
+        told: Told<'_>,
         message: &Message<'_>,
-        changes: &mut Vec<RowChange<R>>,
-    ) {
-        let told = told.into_iter().flatten();
-        changes.extend(told.map(|told| self.change(told, message)));
-    }
-
-    /// The change of a row, from what a message told.
-    fn change<R: SourceRow>(&self, told: Told<'_>, message: &Message<'_>) -> RowChange<R> {
-        let (key, at) = (self.of_topic(told.key, message), told.at);
-        let state = match told.row {
-            ToldRow::Gone => State::Gone,
-            ToldRow::Left(to) => State::Left(self.of_topic(to, message)),
+    ) -> RowChange<R> {
+        let key = self.of_topic(key, message);
+        let state = match told {
+            Told::Gone => State::Gone,
+            Told::Left(to) => State::Left(self.of_topic(to, message)),
             // The intake makes a copy for every other worker.
-            ToldRow::Truncated => State::Truncated(0),
-            ToldRow::Now(row) => match self.state(&key, row, message) {
+            Told::Truncated => State::Truncated(0),
+            Told::Now(row) => match self.state(&key, row, message) {
                 State::Row(row) if self.format.keyless => State::More(row),
                 state => state,
             },
-            ToldRow::Fewer => {
+            Told::Fewer => {
                 let reject = self.reject(Some(key.clone()), LACKING.to_owned(), message);
                 State::Fewer(Err(Box::new(reject)))
             }
@@ -340,78 +332,107 @@ impl Decoder {
         }
     }
 
-    fn debezium<'w>(
+    fn debezium<R: SourceRow>(
         &mut self,
         own_key: Option<Text>,
-        value: &'w Written<'w>,
+        value: &Written<'_>,
         message: &Message<'_>,
-    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        changes: &mut Vec<RowChange<R>>,
+    ) -> Result<(), Refused> {
         let by_columns = !self.format.key_columns.is_empty() || self.format.keyless;
         let columns = Cell::new(0);
-        let wanted = EnvelopeSeed {
+        let mut event = DebeziumEvent::default();
+        let read = value.read(EnvelopeSeed {
             row: RowSeed::new(&self.wanted, value.is_json(), Some(&columns)),
             before: by_columns,
             transaction: self.format.transactions.is_some(),
-        };
-        let mut event = value
-            .read(wanted)
-            .map_err(|reason| (own_key.clone(), reason))?;
-        let at = event.order.lsn;
-        let (before, after) = match event.rows() {
+            event: &mut event,
+        });
+        let row = match read.and_then(|()| event.take_row()) {
+            Ok(row) => row,
             Err(reason) => return Err((own_key, reason)),
-            Ok(rows) => rows,
         };
+        let before = event.before.take();
         let op = event.op.as_deref();
-        let own = match self.format.keyless {
-            true => [before.as_ref(), after.as_ref()].map(|row| row.map(Row::digest)),
-            false => [None, None],
+        let digests = || [before.as_ref(), row.as_ref()].map(|row| row.map(Row::digest));
+        let identity = Identity {
+            op,
+            key: message.key,
+            rows: self.format.keyless.then(digests),
         };
-        if self.repeated(&event.order, op, own, message) {
-            return Ok([None, None]);
+        if self
+            .repetitions
+            .contain(partition(message), &event.order, &identity)
+        {
+            return Ok(());
         }
+        let at = event.order.lsn;
         // What a snapshot reads is part of none.
-        if let (Some(transaction), false) = (&event.transaction, event.op.as_deref() == Some("r")) {
+        if let (Some(transaction), false) = (&event.transaction, op == Some("r")) {
             self.in_transaction = transaction["id"].as_str().map(|id| InTransaction {
                 transaction: transaction_of(id),
                 at,
                 order: transaction["total_order"].as_i64().unwrap_or_default(),
             });
         }
-        match event.op.as_deref() {
-            Some("m") => return Ok([None, None]),
-            Some("t") => return Ok([Some(Told::truncated(at)), None]),
+        match op {
+            Some("m") => return Ok(()),
+            Some("t") => {
+                changes.push(self.change("".into(), at, Told::Truncated, message));
+                return Ok(());
+            }
             _ => {}
         }
-        if self.format.keyless {
-            if after.is_some() {
-                self.watch_columns(columns.get(), value, message);
-            }
-            let told_before = before.is_some() || matches!(op, Some("c" | "r"));
-            return match told_before {
-                true => Ok(copies(before, after, at)),
-                false => Err((own_key, NO_BEFORE.to_owned())),
-            };
+        if row.is_some() {
+            self.watch_columns(columns.get(), value, message);
         }
-        let key = self.key(own_key, after.as_ref().or(before.as_ref()))?;
-        let Some(row) = after else {
-            return Ok([Some(self.gone(key, at, message)), None]);
+        if self.format.keyless {
+            let told_before = before.is_some() || matches!(op, Some("c" | "r"));
+            if !told_before {
+                return Err((own_key, NO_BEFORE.to_owned()));
+            }
+            self.copies(before, row, at, message, changes);
+            return Ok(());
+        }
+        let key = self.key(own_key, row.as_ref().or(before.as_ref()))?;
+        let Some(row) = row else {
+            let told = self.gone(&key, message);
+            changes.push(self.change(key, at, told, message));
+            return Ok(());
         };
         // A key that is not the table's own may change by an update; the old row then is gone.
-        let old_key = before.filter(|_| by_columns);
-        let old_key = old_key.and_then(|before| self.key_of(&before).ok());
-        self.watch_columns(columns.get(), value, message);
-        let left = old_key
-            .filter(|old| *old != key)
-            .map(|old| Told::gone(old, at));
-        Ok([left, Some(Told::now(key, at, row))])
+        let old_key = before.and_then(|before| self.key_of(&before).ok());
+        if let Some(old_key) = old_key.filter(|old| *old != key) {
+            changes.push(self.change(old_key, at, Told::Gone, message));
+        }
+        changes.push(self.change(key, at, Told::Now(row), message));
+        Ok(())
     }
 
-    fn flattened<'w>(
+    /// What an event of a table without a key tells: of the row as it was there is a copy less, of the row as it is
+    /// one more.
+    fn copies<R: SourceRow>(
+        &self,
+        before: Option<Row<'_>>,
+        row: Option<Row<'_>>,
+        at: i64,
+        message: &Message<'_>,
+        changes: &mut Vec<RowChange<R>>,
+    ) {
+        let key = |row: &Row<'_>| Text::from(format!("{:032x}", row.digest()));
+        let fewer = before.map(|row| (key(&row), Told::Fewer));
+        let more = row.map(|row| (key(&row), Told::Now(row)));
+        let told = fewer.into_iter().chain(more);
+        changes.extend(told.map(|(key, told)| self.change(key, at, told, message)));
+    }
+
+    fn flattened<R: SourceRow>(
         &mut self,
         own_key: Option<Text>,
-        value: &'w Written<'w>,
+        value: &Written<'_>,
         message: &Message<'_>,
-    ) -> Result<[Option<Told<'w>>; 2], Refused> {
+        changes: &mut Vec<RowChange<R>>,
+    ) -> Result<(), Refused> {
         let refused = |reason| (own_key.clone(), reason);
         let columns = Cell::new(0);
         let row = value.read(RowSeed::new(&self.wanted, value.is_json(), Some(&columns)));
@@ -424,33 +445,49 @@ impl Decoder {
         };
         let is = |place, wanted: &str| matches!(marker(place), Some(Field::Text(text)) if text == wanted);
         if is(OP, "t") {
-            return Ok([Some(Told::truncated(at)), None]);
+            changes.push(self.change("".into(), at, Told::Truncated, message));
+            return Ok(());
         }
         let key = self.key(own_key.clone(), Some(&row))?;
         let gone = is(OP, "d")
             || is(DELETED, "true")
             || matches!(marker(DELETED), Some(Field::Boolean(true)));
-        if gone {
-            return Ok([Some(self.gone(key, at, message)), None]);
-        }
-        self.watch_columns(columns.get(), value, message);
-        Ok([Some(Told::now(key, at, row)), None])
+        let told = match gone {
+            true => self.gone(&key, message),
+            false => {
+                self.watch_columns(columns.get(), value, message);
+                Told::Now(row)
+            }
+        };
+        changes.push(self.change(key, at, told, message));
+        Ok(())
     }
 
-    fn row<'w>(
+    fn row<R: SourceRow>(
         &mut self,
         key: Option<Text>,
-        value: &'w Written<'w>,
-    ) -> Result<[Option<Told<'w>>; 2], Refused> {
-        let refused = |reason| (key.clone(), reason);
+        value: &Written<'_>,
+        message: &Message<'_>,
+        changes: &mut Vec<RowChange<R>>,
+    ) -> Result<(), Refused> {
         let columns = Cell::new(0);
         let row = value.read(RowSeed::new(&self.wanted, value.is_json(), Some(&columns)));
-        let Some(row) = row.map_err(refused)? else {
-            return Ok([key.map(|key| Told::gone(key, 0)), None]);
-        };
-        let key = self.key(key.clone(), Some(&row))?;
-        self.meet(columns.get(), value);
-        Ok([Some(Told::now(key, 0, row)), None])
+        match row {
+            Err(reason) => return Err((key, reason)),
+            Ok(None) => changes.extend(key.map(|key| self.change(key, 0, Told::Gone, message))),
+            Ok(Some(row)) => {
+                let key = self.key(key, Some(&row))?;
+                self.meet(columns.get(), value);
+                changes.push(self.change(key, 0, Told::Now(row), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The change that stands for a message that cannot be used.
+    fn refused<R>(&self, key: Option<Text>, reason: String, message: &Message<'_>) -> RowChange<R> {
+        let reject = self.reject(key, reason, message);
+        Upsert::row(reject.source_key(), Err(Box::new(reject)))
     }
 
     fn reject(&self, key: Option<Text>, reason: String, message: &Message<'_>) -> Reject {
@@ -539,7 +576,7 @@ impl Decoder {
     }
 
     /// A row that was deleted, or whose key has changed: then another event tells of it under its new key.
-    fn gone<'w>(&self, key: Text, at: i64, message: &Message<'_>) -> Told<'w> {
+    fn gone<'w>(&self, key: &Text, message: &Message<'_>) -> Told<'w> {
         let header = (message.headers)(NEW_KEY);
         let to = header.and_then(|header| match self.format.key_columns.as_slice() {
             [] => plain_key(true, &header).ok()?,
@@ -548,11 +585,10 @@ impl Decoder {
                 self.key_of(&read_json(&header, row).ok()??).ok()
             }
         });
-        let row = match to.filter(|to| *to != key) {
-            Some(to) => ToldRow::Left(to),
-            None => ToldRow::Gone,
-        };
-        Told { key, at, row }
+        match to.filter(|to| to != key) {
+            Some(to) => Told::Left(to),
+            None => Told::Gone,
+        }
     }
 
     /// The key that a row's key columns make: the value of one, an object of several.
@@ -573,54 +609,6 @@ impl Decoder {
             values.push((name.clone(), value));
         }
         Ok(key_text(values))
-    }
-
-    /// Whether an event tells again what its partition has told, because its connector went back;
-    /// otherwise takes note of it.
-    ///
-    /// PostgreSQL's events come in the order of commits and, within one, of the log. An event at or
-    /// before the last one in that order is a repetition, unless it was made later: then the
-    /// database itself went back, to a backup.
-    fn repeated(
-        &mut self,
-        order: &EventOrder<'_>,
-        op: Option<&str>,
-        rows: [Option<u128>; 2],
-        message: &Message<'_>,
-    ) -> bool {
-        let streamed = matches!(op, Some("c" | "u" | "d" | "t"));
-        if !streamed || order.lsn == 0 || order.commit.is_none() {
-            return false;
-        }
-        let teller = self
-            .hashing
-            .hash_one((partition(message), &order.connector));
-        let heard = self.heard.entry(teller).or_default();
-        // One change of a key is two events at the same place, and so are rows that were copied in together.
-        let event = self.hashing.hash_one((op, message.key, rows));
-        let now = (order.commit, order.lsn);
-        match now.cmp(&heard.last) {
-            _ if order.committed_ms > heard.committed_ms => heard.goes_back = false,
-            Ordering::Less => {
-                heard.goes_back = true;
-                return true;
-            }
-            Ordering::Equal if heard.events.contains(&event) => {
-                // Without a key, equal events are told apart only by whether the connector went back.
-                if !self.format.keyless || heard.goes_back {
-                    return true;
-                }
-            }
-            Ordering::Equal | Ordering::Greater => {}
-        }
-        if now != heard.last {
-            heard.events.clear();
-            heard.goes_back = false;
-        }
-        heard.last = now;
-        heard.committed_ms = order.committed_ms;
-        heard.events.push(event);
-        false
     }
 }
 
@@ -659,7 +647,7 @@ impl Retry {
         });
         message.key = own_key.map(str::as_bytes);
         // Rejects come in no order, so none repeats another.
-        self.0.heard.clear();
+        self.0.repetitions.clear();
         let mut told = Vec::new();
         self.0.decode(&message, &mut told).ok()?;
         let told = told.pop()?;
@@ -727,77 +715,28 @@ const DELETED: usize = 1;
 const LSN: usize = 2;
 
 /// What a message told of one row.
-struct Told<'a> {
-    key: Text,
-    /// The place in the database's log, 0 if not known.
-    at: i64,
-    row: ToldRow<'a>,
-}
-
-enum ToldRow<'a> {
+enum Told<'a> {
     Now(Row<'a>),
     /// There is one copy less.
     Fewer,
     Gone,
     /// It has this key now.
     Left(Text),
+    /// So are all rows of the table.
     Truncated,
 }
 
-impl<'a> Told<'a> {
-    fn now(key: Text, at: i64, row: Row<'a>) -> Self {
-        let row = ToldRow::Now(row);
-        Self { key, at, row }
-    }
-
-    fn gone(key: Text, at: i64) -> Self {
-        let row = ToldRow::Gone;
-        Self { key, at, row }
-    }
-
-    fn truncated(at: i64) -> Self {
-        let (key, row) = ("".into(), ToldRow::Truncated);
-        Self { key, at, row }
-    }
-}
-
-/// Why a message is refused that has a further column too many.
-fn refused_for(column: &str, told: [Option<Told<'_>>; 2]) -> Refused {
-    let key = told.into_iter().flatten().last().map(|told| told.key);
-    let reason = format!(
+/// Why a message is refused that has this further column, which is one too many.
+fn too_many_for(column: &str) -> String {
+    format!(
         "field \"{column}\": there are {MOST} further columns already; does the row hold data in its names?"
-    );
-    (key, reason)
-}
-
-/// What an event of a table without a key tells: of the row as it was there is a copy less, of the row as it is one
-/// more.
-fn copies<'w>(before: Option<Row<'_>>, after: Option<Row<'w>>, at: i64) -> [Option<Told<'w>>; 2] {
-    let key = |row: &Row<'_>| Text::from(format!("{:032x}", row.digest()));
-    let fewer = before.map(|row| Told {
-        key: key(&row),
-        at,
-        row: ToldRow::Fewer,
-    });
-    [fewer, after.map(|row| Told::now(key(&row), at, row))]
+    )
 }
 
 /// The columns of a topic's last row.
 struct Columns {
     digest: u64,
     names: BTreeSet<String>,
-}
-
-/// The last event that a connector told a partition.
-#[derive(Default)]
-struct Heard {
-    /// The commit before its own, and its place in the log.
-    last: (Option<i64>, i64),
-    committed_ms: i64,
-    /// The events at that very place.
-    events: Vec<u64>,
-    /// Whether the connector went back and has not come to that place again.
-    goes_back: bool,
 }
 
 /// `topic/partition`, of a position `topic/partition/offset`.

@@ -5,15 +5,16 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use foldhash::{HashMap, HashMapExt};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use smol_str::format_smolstr;
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use super::Field;
 use super::further::Columns;
@@ -136,58 +137,61 @@ pub(super) struct EventOrder<'a> {
     pub(super) committed_ms: i64,
 }
 
-/// A row as it was, and as it is.
-pub(super) type BeforeAndAfter<'a> = (Option<Row<'a>>, Option<Row<'a>>);
-
 impl<'a> DebeziumEvent<'a> {
-    /// The row as it was and as it is. What it was is of use for nothing but its key:
-    /// under the default replica identity the rest is null or holds zero values.
-    pub(super) fn rows(&mut self) -> Result<BeforeAndAfter<'a>, String> {
+    /// The row as it is, if there is one.
+    pub(super) fn take_row(&mut self) -> Result<Option<Row<'a>>, String> {
         match (self.op.as_deref(), self.after.take()) {
-            (Some("c" | "r" | "u"), Some(after)) => Ok((self.before.take(), Some(after))),
+            (Some("c" | "r" | "u"), Some(after)) => Ok(Some(after)),
             (Some("c" | "r" | "u"), None) => Err("field \"after\": expected an object".to_owned()),
-            (Some("d" | "t" | "m"), _) => Ok((self.before.take(), None)),
+            (Some("d" | "t" | "m"), _) => Ok(None),
             (Some(op), _) => Err(format!("field \"op\": unknown operation \"{op}\"")),
             (None, _) => Err("field \"op\": missing; is this a Debezium event?".to_owned()),
         }
     }
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct EnvelopeSeed<'n> {
+/// Reads an event into its place: it is too large to be handed from one to the next.
+pub(super) struct EnvelopeSeed<'n, 'a> {
     /// What is wanted of the row as it is.
     pub(super) row: RowSeed<'n>,
     /// Whether the row as it was is wanted.
     pub(super) before: bool,
     /// Whether it is wanted where the event stands in its transaction.
     pub(super) transaction: bool,
+    /// Where the event goes; it must be empty.
+    pub(super) event: &'n mut DebeziumEvent<'a>,
 }
 
-impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_> {
-    type Value = DebeziumEvent<'de>;
+impl<'de> DeserializeSeed<'de> for EnvelopeSeed<'_, 'de> {
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
-    type Value = DebeziumEvent<'de>;
+impl<'de> Visitor<'de> for EnvelopeSeed<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a Debezium event")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut event = DebeziumEvent::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let event = self.event;
         let mut schema = None;
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
                 "schema" if self.row.json => schema = Some(map.next_value::<&RawValue>()?),
                 "payload" => {
                     let meanings = schema.map(|schema| self.row.wanted.meanings(schema));
-                    let row = self.row.meaning(meanings.as_deref());
-                    event = map.next_value_seed(EnvelopeSeed { row, ..self })?;
+                    *event = DebeziumEvent::default();
+                    map.next_value_seed(EnvelopeSeed {
+                        row: self.row.meaning(meanings.as_deref()),
+                        before: self.before,
+                        transaction: self.transaction,
+                        event,
+                    })?;
                 }
                 "after" => event.after = map.next_value_seed(self.row)?,
                 "before" if self.before => {
@@ -198,7 +202,10 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
                     })?;
                 }
                 "transaction" if self.transaction => event.transaction = Some(map.next_value()?),
-                "source" => event.order = map.next_value_seed(OrderSeed)?,
+                "source" => map.next_value_seed(OrderSeed {
+                    json: self.row.json,
+                    order: &mut event.order,
+                })?,
                 "op" => {
                     event.op = match map.next_value_seed(FieldSeed)? {
                         Field::Text(op) => Some(op),
@@ -208,34 +215,37 @@ impl<'de> Visitor<'de> for EnvelopeSeed<'_> {
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(event)
+        Ok(())
     }
 }
 
 /// Reads an event's place in the log from what it tells of its source.
-struct OrderSeed;
+struct OrderSeed<'n, 'a> {
+    json: bool,
+    order: &'n mut EventOrder<'a>,
+}
 
-impl<'de> DeserializeSeed<'de> for OrderSeed {
-    type Value = EventOrder<'de>;
+impl<'de> DeserializeSeed<'de> for OrderSeed<'_, 'de> {
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for OrderSeed {
-    type Value = EventOrder<'de>;
+impl<'de> Visitor<'de> for OrderSeed<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("what is told of an event's source")
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(EventOrder::default())
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut order = EventOrder::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let order = self.order;
         while let Some(name) = map.next_key_seed(NameSeed)? {
             match name.as_ref() {
                 "name" => {
@@ -245,11 +255,19 @@ impl<'de> Visitor<'de> for OrderSeed {
                 }
                 "lsn" => order.lsn = number(map.next_value_seed(FieldSeed)?),
                 "ts_ms" => order.committed_ms = number(map.next_value_seed(FieldSeed)?),
-                "sequence" => order.commit = map.next_value_seed(CommitSeed)?,
+                "sequence" if self.json => {
+                    order.commit = commit_in_json(map.next_value::<&RawValue>()?.get());
+                }
+                "sequence" => {
+                    order.commit = match map.next_value_seed(FieldSeed)? {
+                        Field::Text(sequence) => commit_of(&sequence),
+                        _ => None,
+                    }
+                }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(order)
+        Ok(())
     }
 }
 
@@ -260,67 +278,22 @@ fn number(field: Field<'_>) -> i64 {
     }
 }
 
-/// Reads the last commit from what PostgreSQL's connector tells of an event's place; other connectors tell other
-/// things.
-struct CommitSeed;
-
-impl<'de> DeserializeSeed<'de> for CommitSeed {
-    type Value = Option<i64>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for CommitSeed {
-    type Value = Option<i64>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an event's place")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    // A string without a copy, though it holds escapes.
-    fn visit_str<E: Error>(self, sequence: &str) -> Result<Self::Value, E> {
-        Ok(commit_of(sequence))
-    }
-
-    fn visit_i64<E: Error>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        finish(None, map)
-    }
-}
-
-/// The first of PostgreSQL's two numbers, of `["24023119","24023128"]`; 0 where it is null.
+/// The last commit before an event, of what PostgreSQL's connector tells of its place: the first of two numbers, of
+/// `["24023119","24023128"]`; 0 where it is null. Other connectors tell other things.
 fn commit_of(sequence: &str) -> Option<i64> {
-    let first = sequence.strip_prefix('[')?.split(',').next()?;
-    match first {
+    let sequence = sequence.strip_prefix('[')?;
+    let end = sequence.bytes().position(|byte| byte == b',')?;
+    match &sequence[..end] {
         "null" => Some(0),
-        quoted => quoted.trim_matches('"').parse().ok(),
+        quoted => quoted.trim_matches(['\\', '"']).parse().ok(),
     }
+}
+
+/// The same of a JSON string as it is written, which is seldom so that its escapes need to be resolved.
+fn commit_in_json(raw: &str) -> Option<i64> {
+    let escaped = raw.strip_prefix('"')?;
+    let resolved = || serde_json::from_str::<String>(raw).ok();
+    commit_of(escaped).or_else(|| commit_of(&resolved()?))
 }
 
 /// Reads a map's name without copying it, unless it holds escapes.
@@ -442,7 +415,9 @@ impl<'n> RowSeed<'n> {
     /// Adds a name to the digest of all.
     fn count(&self, name: &str) {
         if let Some(columns) = self.columns {
-            columns.set(xxh3_64_with_seed(name.as_bytes(), columns.get()));
+            let mut hasher = FixedState::with_seed(columns.get()).build_hasher();
+            hasher.write(name.as_bytes());
+            columns.set(hasher.finish());
         }
     }
 }
@@ -656,11 +631,10 @@ impl<'de> Visitor<'de> for KeySeed {
 /// Reads the JSON key of a table with one key column, a number or a text: `{"id":17}`. Such are most keys, and so they
 /// are read without what others need.
 pub(super) fn single_key(json: &str) -> Option<Text> {
-    let (name, value) = json
-        .strip_prefix("{\"")?
-        .strip_suffix('}')?
-        .split_once("\":")?;
-    let plain = |text: &str| !text.contains(['"', '\\']);
+    let object = json.strip_prefix("{\"")?.strip_suffix('}')?;
+    let end = object.bytes().position(|byte| byte == b'"')?;
+    let (name, value) = (&object[..end], object[end + 1..].strip_prefix(':')?);
+    let plain = |text: &str| !text.bytes().any(|byte| matches!(byte, b'"' | b'\\'));
     let value = value.trim_ascii();
     if !plain(name) || matches!(name, "schema" | "payload") {
         return None;
@@ -672,9 +646,10 @@ pub(super) fn single_key(json: &str) -> Option<Text> {
             printed.then(|| text.into())
         }
         None => {
-            let number: i64 = value.parse().ok()?;
-            let written = format_smolstr!("{number}");
-            (*written == *value).then_some(written)
+            let digits = value.strip_prefix('-').unwrap_or(value).as_bytes();
+            // Of 64 bits, and as they are written by themselves.
+            let whole = (1..=18).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+            (whole && (value == "0" || !digits.starts_with(b"0"))).then(|| value.into())
         }
     }
 }

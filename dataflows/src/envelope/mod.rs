@@ -15,6 +15,7 @@ mod event;
 mod framing;
 pub mod further;
 mod meaning;
+mod repetition;
 
 use std::borrow::Cow;
 use std::fmt;
