@@ -15,6 +15,9 @@ pub type Diff = isize;
 /// and labels take no allocation, and a map that is asked for one looks nowhere else.
 pub type Text = SmolStr;
 
+/// A row, when it changes, and by how many copies.
+pub type Change<D> = (D, Epoch, Diff);
+
 /// A multiset of rows that changes with the epochs.
 pub type Collection<'s, D> = VecCollection<'s, Epoch, D, Diff>;
 

@@ -3,12 +3,13 @@
 //! [`record!`](crate::record!) declares a row type with its columns; the schema, the batch and the
 //! way back are derived from the types of its fields, so a column exists in exactly one place.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, StringArray,
-    TimestampMicrosecondArray,
+    Array, ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, RecordBatchOptions,
+    StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit};
 use differential_dataflow::ExchangeData;
@@ -98,6 +99,48 @@ impl Confidence {
     }
 }
 
+/// Where a row was read: `topic/partition/offset`, or the path of a file.
+///
+/// The offset is kept apart: without it most such texts are short enough to stand in the row itself.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Origin {
+    name: Text,
+    offset: Option<u64>,
+}
+
+impl From<&str> for Origin {
+    fn from(text: &str) -> Self {
+        let apart = text.rsplit_once('/');
+        let apart = apart.and_then(|(name, offset)| Some((name, plain_number(offset)?)));
+        match apart {
+            Some((name, offset)) => Self {
+                name: name.into(),
+                offset: Some(offset),
+            },
+            None => Self {
+                name: text.into(),
+                offset: None,
+            },
+        }
+    }
+}
+
+/// A number that is written as this text and in no other way.
+fn plain_number(text: &str) -> Option<u64> {
+    let plain =
+        text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    plain.then(|| text.parse().ok())?
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offset {
+            Some(offset) => write!(formatter, "{}/{offset}", self.name),
+            None => formatter.write_str(&self.name),
+        }
+    }
+}
+
 /// Bytes that were not understood, kept as they came.
 pub type Bytes = Arc<[u8]>;
 
@@ -130,6 +173,26 @@ impl Column for Text {
 
     fn write<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
         Arc::new(StringArray::from_iter_values(values))
+    }
+
+    fn read(array: &dyn Array) -> Option<Vec<Self>> {
+        let array = array.as_any().downcast_ref::<StringArray>()?;
+        Some(
+            array
+                .iter()
+                .map(|text| text.unwrap_or_default().into())
+                .collect(),
+        )
+    }
+}
+
+impl Column for Origin {
+    fn data_type() -> DataType {
+        DataType::Utf8
+    }
+
+    fn write<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(values.map(Self::to_string)))
     }
 
     fn read(array: &dyn Array) -> Option<Vec<Self>> {
@@ -279,6 +342,19 @@ pub fn read_column<C: Column>(batch: &RecordBatch, name: &str) -> Result<Vec<C>,
     })
 }
 
+/// A batch of some columns of a relation, as they stand in its schema.
+///
+/// # Panics
+/// If the arrays are not those columns, or not of so many rows.
+pub fn batch_of<R: Record>(rows: usize, columns: &[usize], arrays: Vec<ArrayRef>) -> RecordBatch {
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    let schema = R::schema()
+        .project(columns)
+        .expect("columns are of the schema");
+    RecordBatch::try_new_with_options(schema.into(), arrays, &options)
+        .expect("a row's columns match its schema")
+}
+
 /// A shared row: what collections carry, so that a row is stored once however many operators
 /// remember it.
 impl<R: Record + Sync> Record for Arc<R> {
@@ -306,9 +382,82 @@ impl<R: Record + Sync> Record for Arc<R> {
 /// Declares a relation's row type: `record! { "name"; pub struct Row { key: Text, ... } }`.
 ///
 /// The first field is the key by which rows are looked up; `record! { "name", by other; ... }` has them
-/// looked up by that column too.
+/// looked up by that column too. `record! { "name", by other; pub struct Row on Base as base { ... } }` declares a row
+/// that adds columns to those of another, whose row it shares in its field `base` and whose fields are its own.
 #[macro_export]
 macro_rules! record {
+    (
+        $relation:literal, by $by:ident;
+        $(#[$meta:meta])*
+        $vis:vis struct $row:ident on $base_type:ident as $base:ident {
+            $( $(#[$field_meta:meta])* $field:ident : $type:ty, )*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(
+            Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize,
+        )]
+        $vis struct $row {
+            /// The row whose columns come first.
+            $vis $base: std::sync::Arc<$base_type>,
+            $( $(#[$field_meta])* $vis $field: $type, )*
+        }
+
+        impl std::ops::Deref for $row {
+            type Target = $base_type;
+
+            fn deref(&self) -> &$base_type {
+                &self.$base
+            }
+        }
+
+        impl $crate::record::Record for $row {
+            const RELATION: &'static str = $relation;
+
+            const LOOK_UPS: &'static [&'static str] =
+                &[<$base_type as $crate::record::Record>::LOOK_UPS[0], stringify!($by)];
+
+            fn look_up(&self, look_up: usize) -> $crate::change::Text {
+                match look_up {
+                    0 => self.$base.look_up(0),
+                    _ => self.$by.clone(),
+                }
+            }
+
+            fn schema() -> arrow::datatypes::SchemaRef {
+                use $crate::record::Column;
+                let base = $base_type::schema();
+                let own = [$( <$type>::field(stringify!($field)).into(), )*];
+                let fields = base.fields().iter().cloned().chain(own);
+                std::sync::Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>()))
+            }
+
+            fn columns(rows: &[&Self], columns: &[usize]) -> arrow::array::RecordBatch {
+                use arrow::array::ArrayRef;
+                use $crate::record::Column;
+                let bases: Vec<&$base_type> = rows.iter().map(|row| &*row.$base).collect();
+                let first = $base_type::schema().fields().len();
+                let own: &[fn(&[&Self]) -> ArrayRef] =
+                    &[$( |rows| <$type>::write(rows.iter().map(|row| &row.$field)), )*];
+                let array = |column: &usize| match column.checked_sub(first) {
+                    None => ArrayRef::clone($base_type::columns(&bases, &[*column]).column(0)),
+                    Some(own_column) => own[own_column](rows),
+                };
+                let arrays = columns.iter().map(array).collect();
+                $crate::record::batch_of::<Self>(rows.len(), columns, arrays)
+            }
+
+            fn from_batch(batch: &arrow::array::RecordBatch) -> Result<Vec<Self>, String> {
+                use $crate::record::read_column;
+                let bases = $base_type::from_batch(batch)?;
+                $( let mut $field = read_column::<$type>(batch, stringify!($field))?.into_iter(); )*
+                let rows = bases.into_iter().map(|base| {
+                    Some(Self { $base: base.into(), $( $field: $field.next()?, )* })
+                });
+                rows.collect::<Option<_>>().ok_or_else(|| "columns differ in length".to_owned())
+            }
+        }
+    };
     (
         $relation:literal $(, by $by:ident)?;
         $(#[$meta:meta])*
@@ -345,18 +494,14 @@ macro_rules! record {
             }
 
             fn columns(rows: &[&Self], columns: &[usize]) -> arrow::array::RecordBatch {
-                use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+                use arrow::array::ArrayRef;
                 use $crate::record::Column;
                 let writers: &[fn(&[&Self]) -> ArrayRef] = &[
                     |rows| <$first_type>::write(rows.iter().map(|row| &row.$first)),
                     $( |rows| <$type>::write(rows.iter().map(|row| &row.$field)), )*
                 ];
                 let arrays = columns.iter().map(|column| writers[*column](rows)).collect();
-                let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-                // The columns come from the schema's own field types, all of one length.
-                let schema = Self::schema().project(columns).expect("columns are of the schema");
-                RecordBatch::try_new_with_options(schema.into(), arrays, &options)
-                    .expect("a row's columns match its schema")
+                $crate::record::batch_of::<Self>(rows.len(), columns, arrays)
             }
 
             fn from_batch(batch: &arrow::array::RecordBatch) -> Result<Vec<Self>, String> {
@@ -403,6 +548,31 @@ mod tests {
     fn rows_survive_the_way_through_arrow() {
         let rows = vec![sample("a"), sample("ab"), sample("")];
         assert_eq!(Sample::from_batch(&Sample::to_batch(&rows)), Ok(rows));
+    }
+
+    #[test]
+    fn origins_are_told_as_they_were() {
+        for text in [
+            "tweets.public.tweets/0/4711",
+            "t/0/0",
+            "t/0/007",
+            "t/0/-7",
+            "t/0/+7",
+            "t/0/",
+            "/",
+            "",
+            "7",
+            "a/18446744073709551615",
+            "a/18446744073709551616",
+            "folder/file.jsonl",
+        ] {
+            let origin = Origin::from(text);
+            assert_eq!(origin.to_string(), text);
+            assert_eq!(
+                Origin::read(&Origin::write([&origin].into_iter())),
+                Some(vec![origin])
+            );
+        }
     }
 
     #[test]

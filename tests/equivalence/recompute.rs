@@ -1,6 +1,7 @@
 //! The batch computation: what every relation should be, worked out from the log alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dataflows::change::Text;
 use dataflows::pipelines::mentions::date::parse_date;
@@ -187,7 +188,7 @@ pub(crate) fn derive_silver(row: &Bronze, relations: &mut Relations) {
     let date = row.date.as_deref().unwrap_or_default();
     match parse_date(date) {
         Err(error) => relations.rejects.push(Reject {
-            position: row.source_file.clone(),
+            position: row.source_file.to_string().into(),
             key: Some(row.key.clone()),
             stage: "silver".into(),
             reason: format!("field \"date\": {error}").into(),
@@ -251,11 +252,7 @@ pub(crate) fn gold_of(row: &Silver, by: &By) -> Gold {
     };
     let score = by.score(&row.cleaned_text);
     Gold {
-        key: row.key.clone(),
-        timestamp: row.timestamp,
-        mention: row.mention.clone(),
-        cleaned_text: row.cleaned_text.clone(),
-        sentiment: row.sentiment.clone(),
+        silver: Arc::new(row.clone()),
         predicted_score: score.confidence,
         predicted_sentiment: score.label.clone(),
         sentiment_id: id(row.sentiment.as_deref()),

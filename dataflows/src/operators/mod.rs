@@ -8,7 +8,9 @@
 //! | [`persist`](persist::persist) | where each row of a table lies | a table gets the difference, nothing else |
 //! | [`checkpoint`](checkpoint::checkpoint) | nothing | all tables and positions of an epoch, in one commit |
 
+pub mod batches;
 pub mod checkpoint;
+mod memory_order;
 pub mod persist;
 pub mod score;
 mod stash;

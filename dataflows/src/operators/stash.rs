@@ -6,7 +6,7 @@ use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::Timestamp;
 use timely::progress::frontier::MutableAntichain;
 
-use crate::change::Epoch;
+use crate::change::{Diff, Epoch};
 
 /// Data by epoch, each epoch with the capability to send at it.
 ///
@@ -27,6 +27,16 @@ impl<D, T: Timestamp> Stash<D, T> {
     pub(super) fn at(&mut self, capability: &InputCapability<T>, epoch: T) -> &mut Vec<D> {
         let held = || (capability.delayed(&epoch, 0), Vec::new());
         &mut self.epochs.entry(epoch.clone()).or_insert_with(held).1
+    }
+
+    /// Adds data to what waits for the capability's own time, and takes it out of `data`.
+    pub(super) fn append(&mut self, capability: &InputCapability<T>, data: &mut Vec<D>) {
+        let waiting = self.at(capability, capability.time().clone());
+        match waiting.is_empty() {
+            // Often all of an epoch comes at once.
+            true => std::mem::swap(waiting, data),
+            false => waiting.append(data),
+        }
     }
 
     /// The same, for an operator that defers what it already holds.
@@ -56,5 +66,19 @@ impl<D, T: Timestamp> Stash<D, T> {
     /// Takes an epoch out.
     pub(super) fn take(&mut self, epoch: &T) -> Option<(Capability<T>, Vec<D>)> {
         self.epochs.remove(epoch)
+    }
+}
+
+impl<R, T: Timestamp> Stash<(R, Diff), T> {
+    /// Adds changes to what waits for their epochs, and takes them out of `changes`.
+    pub(super) fn add(&mut self, capability: &InputCapability<T>, changes: &mut Vec<(R, T, Diff)>) {
+        while let Some((_, epoch, _)) = changes.first() {
+            let epoch = epoch.clone();
+            // Nearly always all of them.
+            let run = changes.iter().take_while(|(_, at, _)| *at == epoch);
+            let run = changes.drain(..run.count());
+            self.at(capability, epoch)
+                .extend(run.map(|(row, _, diff)| (row, diff)));
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Keeps one aggregate a key: counts, and extremes that survive retraction.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::mem::ManuallyDrop;
 
@@ -10,6 +9,7 @@ use foldhash::HashMap;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::Operator;
 
+use super::memory_order::MemoryOrder;
 use super::stash::Stash;
 use crate::change::{Collection, Diff, Epoch};
 use crate::record::place;
@@ -26,7 +26,7 @@ pub trait Aggregate: Default + 'static {
     type Row: ExchangeData;
 
     /// Adds the value `diff` times, or takes it away.
-    fn add(&mut self, value: Self::Value, diff: Diff);
+    fn add(&mut self, value: &Self::Value, diff: Diff);
 
     /// The row to show, or `None` if nothing is left to tell, and the state can be dropped.
     fn row(&self, key: &Self::Key) -> Option<Self::Row>;
@@ -49,75 +49,51 @@ pub fn tally<'s, A: Aggregate>(
     let changes = values.inner.unary_frontier(by_key, name, |_, _| {
         let mut stash: Stash<(Pair<A>, Diff)> = Stash::new();
         // Never freed: it lives as long as its process, and to free it key by key would hold up its end.
-        let mut aggregates: ManuallyDrop<HashMap<A::Key, Kept<A>>> = ManuallyDrop::default();
+        let mut aggregates: ManuallyDrop<HashMap<A::Key, A>> = ManuallyDrop::default();
         move |(input, frontier), output| {
-            input.for_each(|capability, data| {
-                for (value, epoch, diff) in data.drain(..) {
-                    stash.at(&capability, epoch).push((value, diff));
-                }
-            });
+            input.for_each(|capability, data| stash.add(&capability, data));
             while let Some((capability, updates)) = stash.pop_complete(&[frontier]) {
                 let epoch = *capability.time();
                 let mut session = output.session(&capability);
-                for (key, old) in apply(&mut aggregates, updates) {
-                    let new = settle(&mut aggregates, &key);
-                    if old == new {
-                        continue;
-                    }
-                    session.give_iterator(old.map(|row| (row, epoch, -1)).into_iter());
-                    session.give_iterator(new.map(|row| (row, epoch, 1)).into_iter());
-                }
+                apply(&mut aggregates, updates, &mut |row, diff| {
+                    session.give((row, epoch, diff));
+                });
             }
         }
     });
     changes.as_collection()
 }
 
-/// A key's aggregate, and whether the epoch that is being applied has touched it. The mark stands here, and
-/// not in a set of keys, because looking a key up is most of the work.
-#[derive(Default)]
-struct Kept<A> {
-    aggregate: A,
-    touched: bool,
-}
-
-/// Applies an epoch's updates; returns each key they touched, once, with the row it had before.
+/// Applies an epoch's updates, key by key; tells how the rows change.
 fn apply<A: Aggregate>(
-    aggregates: &mut HashMap<A::Key, Kept<A>>,
-    updates: Vec<(Pair<A>, Diff)>,
-) -> Vec<(A::Key, Option<A::Row>)> {
-    let mut before = Vec::new();
-    for ((key, value), diff) in updates {
-        let kept = match aggregates.entry(key) {
-            Entry::Vacant(entry) => {
-                before.push((entry.key().clone(), None));
-                let touched = true;
-                let aggregate = A::default();
-                entry.insert(Kept { aggregate, touched })
-            }
-            Entry::Occupied(mut entry) => {
-                if !entry.get().touched {
-                    entry.get_mut().touched = true;
-                    let row = entry.get().aggregate.row(entry.key());
-                    before.push((entry.key().clone(), row));
-                }
-                entry.into_mut()
-            }
+    aggregates: &mut HashMap<A::Key, A>,
+    mut updates: Vec<(Pair<A>, Diff)>,
+    tell: &mut impl FnMut(A::Row, Diff),
+) {
+    let order = MemoryOrder::of(aggregates);
+    updates.sort_by_cached_key(|((key, _), _)| order.place(key));
+    for of_key in updates.chunk_by(|((a, _), _), ((b, _), _)| a == b) {
+        let [((key, _), _), ..] = of_key else {
+            continue;
         };
-        kept.aggregate.add(value, diff);
+        // Nearly all keys are known, and an entry would have to be handed its key.
+        let aggregate = match aggregates.get_mut(key) {
+            Some(aggregate) => aggregate,
+            None => aggregates.entry(key.clone()).or_default(),
+        };
+        let old = aggregate.row(key);
+        for ((_, value), diff) in of_key {
+            aggregate.add(value, *diff);
+        }
+        let new = aggregate.row(key);
+        if new.is_none() {
+            aggregates.remove(key);
+        }
+        if old != new {
+            old.into_iter().for_each(|row| tell(row, -1));
+            new.into_iter().for_each(|row| tell(row, 1));
+        }
     }
-    before
-}
-
-/// The row of a key that was touched, now that all updates are applied; without one its aggregate goes.
-fn settle<A: Aggregate>(aggregates: &mut HashMap<A::Key, Kept<A>>, key: &A::Key) -> Option<A::Row> {
-    let kept = aggregates.get_mut(key)?;
-    kept.touched = false;
-    let row = kept.aggregate.row(key);
-    if row.is_none() {
-        aggregates.remove(key);
-    }
-    row
 }
 
 /// The least and the greatest of a multiset of values, under additions and removals.
@@ -143,7 +119,11 @@ impl<V: Ord + Clone> Extent<V> {
             Values::None => Values::One(value, diff),
             Values::One(only, count) if only == value => Values::One(only, count + diff),
             Values::One(only, count) => {
-                Values::Many(BTreeMap::from([(only, count), (value, diff)]))
+                // By insertion, because to collect them would sort them first.
+                let mut values = BTreeMap::new();
+                values.insert(only, count);
+                values.insert(value, diff);
+                Values::Many(values)
             }
             Values::Many(mut values) => {
                 let count = values.entry(value.clone()).or_insert(0);

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
+use std::hint::black_box;
 use std::mem::ManuallyDrop;
 
 use differential_dataflow::{AsCollection, ExchangeData};
@@ -20,7 +21,7 @@ use timely::dataflow::operators::{Concat, ConnectLoop, Enter, Leave, LoopVariabl
 use timely::order::Product;
 
 use super::stash::Stash;
-use crate::change::{Collection, Diff, Epoch, Text};
+use crate::change::{Change, Collection, Diff, Epoch, Text};
 use crate::record::place;
 
 /// What a source told of one key.
@@ -198,10 +199,7 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                 let mut stash: Stash<Upsert<V>, Product<Epoch, Round>> = Stash::new();
                 let mut rows = Rows::new(retry);
                 move |(input, frontier), output| {
-                    input.for_each(|capability, data| {
-                        let time = *capability.time();
-                        stash.at(&capability, time).append(data);
-                    });
+                    input.for_each(|capability, data| stash.append(&capability, data));
                     while let Some((capability, upserts)) = stash.pop_complete(&[frontier]) {
                         let epoch = capability.time().outer;
                         let mut session = output.session(&capability);
@@ -212,10 +210,15 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                             let told = rows.all().map(|row| Err(Aside::Told(row.clone())));
                             session.give_iterator(told);
                         }
-                        let mut moved = Vec::new();
+                        let (mut moved, mut told) = (Vec::new(), Vec::new());
                         rows.apply(upserts, &mut moved, &mut |row, diff| {
-                            session.give(Ok((row, epoch, diff)));
+                            told.push(Ok((row, epoch, diff)));
+                            if told.len() == BATCH {
+                                session.give_container(&mut told);
+                                told.reserve(BATCH);
+                            }
                         });
+                        session.give_container(&mut told);
                         session.give_iterator(moved.into_iter().map(|row| Err(Aside::Moved(row))));
                     }
                 }
@@ -248,8 +251,8 @@ pub fn never<V: 'static>() -> TryAgain<V> {
     Box::new(|_| None)
 }
 
-/// A change of the rows.
-type Change<V> = (V, Epoch, Diff);
+/// How many upserts are looked up together, and how many changes handed on.
+const BATCH: usize = 512;
 
 /// How often a row has changed its key within an epoch.
 type Round = u32;
@@ -302,43 +305,61 @@ impl<V: Clone + Revision> Rows<V> {
         moved: &mut Vec<Upsert<V>>,
         tell: &mut impl FnMut(V, Diff),
     ) {
-        for Upsert { key, at, state } in upserts {
-            if self.is_truncated(&key, at) {
-                continue;
+        let mut upserts = upserts.into_iter();
+        while !upserts.as_slice().is_empty() {
+            // The waits for the memory of all of them overlap, as in `batches::fetch`.
+            let next = upserts.as_slice().iter().take(BATCH);
+            black_box(
+                next.filter(|next| self.held.contains_key(&next.key))
+                    .count(),
+            );
+            for upsert in upserts.by_ref().take(BATCH) {
+                self.apply_one(upsert, moved, tell);
             }
-            match state {
-                State::Row(row) => {
-                    self.known(&key);
+        }
+    }
+
+    fn apply_one(
+        &mut self,
+        Upsert { key, at, state }: Upsert<V>,
+        moved: &mut Vec<Upsert<V>>,
+        tell: &mut impl FnMut(V, Diff),
+    ) {
+        if self.is_truncated(&key, at) {
+            return;
+        }
+        match state {
+            State::Row(row) => {
+                self.known(&key);
+                self.put(key, at, row, tell);
+            }
+            State::Patch(patch) => {
+                let row = self.patched(&key, at, *patch);
+                self.put(key, at, row, tell);
+            }
+            State::Gone => {
+                self.known(&key);
+                self.remove(&key, tell);
+            }
+            State::Left(to) => {
+                self.leave(&key, at, to, moved);
+                self.remove(&key, tell);
+            }
+            State::Arrived(older) => {
+                if let Some(row) = self.arrive(&key, at, *older, moved) {
                     self.put(key, at, row, tell);
                 }
-                State::Patch(patch) => {
-                    let row = self.patched(&key, at, *patch);
-                    self.put(key, at, row, tell);
-                }
-                State::Gone => {
-                    self.known(&key);
-                    self.remove(&key, tell);
-                }
-                State::Left(to) => {
-                    self.leave(&key, at, to, moved);
-                    self.remove(&key, tell);
-                }
-                State::Arrived(older) => {
-                    if let Some(row) = self.arrive(&key, at, *older, moved) {
-                        self.put(key, at, row, tell);
-                    }
-                }
-                State::Retried(row) => {
-                    if self.held.get(&key).is_none_or(|held| held.at < at) {
-                        self.put(key, at, *row, tell);
-                    }
-                }
-                State::Truncated(_) => self.truncate(key, at, tell),
-                State::Retry(_) => self.retry(moved, tell),
-                State::More(row) => self.count(key, at, 1, row, tell),
-                State::Fewer(lacking) => self.count(key, at, -1, lacking, tell),
-                State::Tell(_) => {}
             }
+            State::Retried(row) => {
+                if self.held.get(&key).is_none_or(|held| held.at < at) {
+                    self.put(key, at, *row, tell);
+                }
+            }
+            State::Truncated(_) => self.truncate(key, at, tell),
+            State::Retry(_) => self.retry(moved, tell),
+            State::More(row) => self.count(key, at, 1, row, tell),
+            State::Fewer(lacking) => self.count(key, at, -1, lacking, tell),
+            State::Tell(_) => {}
         }
     }
 
@@ -410,11 +431,15 @@ impl<V: Clone + Revision> Rows<V> {
         self.held.get(key).map(|held| &held.row)
     }
 
-    /// All of the key's row is known, so nothing waits for more. These maps are empty but for a moment
-    /// now and then, and cost nothing.
+    /// All of the key's row is known, so nothing waits for more. These maps are empty but for a moment now and
+    /// then; a key is not even hashed for an empty one.
     fn known(&mut self, key: &Text) {
-        self.lacking.remove(key);
-        self.arrived.remove(key);
+        if !self.lacking.is_empty() {
+            self.lacking.remove(key);
+        }
+        if !self.arrived.is_empty() {
+            self.arrived.remove(key);
+        }
     }
 
     /// The row of a key of which not everything was told.

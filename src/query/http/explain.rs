@@ -153,7 +153,7 @@ fn shown(row: &Gold, tweet: Option<&Bronze>) -> Value {
         "model": row.model,
         "user": tweet.and_then(|tweet| tweet.user.as_ref()),
         "text": tweet.map(|tweet| &tweet.text),
-        "source_file": tweet.map(|tweet| &tweet.source_file),
+        "source_file": tweet.map(|tweet| tweet.source_file.to_string()),
     })
 }
 

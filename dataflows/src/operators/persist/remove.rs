@@ -62,10 +62,7 @@ pub(super) fn remove<'s>(
         let mut stash: Stash<FileChange> = Stash::new();
         let mut in_flight: Option<(Capability<Epoch>, Vec<Text>)> = None;
         move |(input, frontier), output| {
-            input.for_each(|capability, data| {
-                let epoch = *capability.time();
-                stash.at(&capability, epoch).append(data);
-            });
+            input.for_each(|capability, data| stash.append(&capability, data));
             if let (Some(_), Some(written)) = (&in_flight, answers.try_next())
                 && let Some((capability, names)) = in_flight.take()
             {

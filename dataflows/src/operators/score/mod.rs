@@ -102,15 +102,8 @@ pub fn score<'s, D: ExchangeData>(
                       (notices, notices_frontier),
                       output: &mut Output<'_, D>| {
                     // 1. Take in.
-                    rows.for_each(|capability, data| {
-                        for (row, epoch, diff) in data.drain(..) {
-                            changes.at(&capability, epoch).push((row, diff));
-                        }
-                    });
-                    notices.for_each(|capability, data| {
-                        let epoch = *capability.time();
-                        told.at(&capability, epoch).append(data);
-                    });
+                    rows.for_each(|capability, data| changes.add(&capability, data));
+                    notices.for_each(|capability, data| told.append(&capability, data));
                     // 2. What waited for scores is answered, each part at its own epoch.
                     scoring.take_answers(output);
                     // 3. Complete epochs: known texts are answered, the rest is asked for.

@@ -12,6 +12,7 @@
 //! changes or goes, all that was derived from it is taken back, and nothing else is touched.
 
 pub mod date;
+mod explode;
 pub mod mention;
 
 use std::sync::Arc;
@@ -21,22 +22,25 @@ use arrow::datatypes::SchemaRef;
 use differential_dataflow::AsCollection;
 use differential_dataflow::operators::ThresholdTotal;
 use foldhash::{HashSet, HashSetExt};
+use serde::{Deserialize, Serialize};
 use timely::dataflow::operators::vec::{Map, ToStream};
 use timely::dataflow::operators::{Concat, OkErr};
 use timely::dataflow::{Scope, StreamVec};
 
 use self::date::{DateUnit, parse_date};
+use self::explode::explode;
 use self::mention::MentionRule;
 use crate::change::{Collection, Diff, Epoch, Text};
 use crate::envelope::{
     Field, Message, Retry, RowChange, SourceRow, further, is_lacking, optional_text, required_text,
 };
+use crate::operators::batches::map_batches;
 use crate::operators::score::{Notice, ScoredText, score};
 use crate::operators::tally::{Aggregate, Extent, tally};
 use crate::operators::upsert::{Revision, State, TryAgain, Upsert, upsert};
 use crate::ports::{Built, Environment, FULL, ModelOrder, Ports, Score, Tier};
 use crate::record;
-use crate::record::{Confidence, Further, Record, Timestamp, read_column};
+use crate::record::{Confidence, Further, Origin, Record, Timestamp, read_column};
 use crate::reject::{DECODE, Reject};
 
 // ---- rows, from bronze to gold -------------------------------------------------------------
@@ -55,7 +59,7 @@ record! { "bronze";
         /// The given label.
         sentiment: Option<Text>,
         /// Where the row came from: `topic/partition/offset`, or the file's path.
-        source_file: Text,
+        source_file: Origin,
         /// When it was read; kept across restarts.
         processing_time: Timestamp,
         /// The source's further columns, if they are kept.
@@ -81,17 +85,7 @@ record! { "silver";
 
 record! { "gold", by mention;
     /// One mention in one tweet, with what the model says of the tweet.
-    pub struct Gold {
-        /// The tweet's key.
-        key: Text,
-        /// The date, understood.
-        timestamp: Timestamp,
-        /// Who is mentioned, as written.
-        mention: Text,
-        /// The tweet without its mentions.
-        cleaned_text: Text,
-        /// The given label.
-        sentiment: Option<Text>,
+    pub struct Gold on Silver as silver {
         /// How sure the model is, out of 100.
         predicted_score: Confidence,
         /// The model's own label; empty without a model, or if it cannot score the text.
@@ -318,7 +312,7 @@ pub fn mentions_of(tweet: &Bronze, settings: &Settings) -> Result<Vec<Arc<Silver
     let date = tweet.date.as_deref().unwrap_or_default();
     let timestamp = timestamp(date, settings.numeric_date).map_err(|error| {
         Box::new(Reject {
-            position: tweet.source_file.clone(),
+            position: tweet.source_file.to_string().into(),
             key: Some(tweet.key.clone()),
             stage: SILVER.into(),
             reason: format!("field \"date\": {error}").into(),
@@ -391,7 +385,7 @@ pub fn polarity(label: &str) -> Option<Polarity> {
 }
 
 /// What a label says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 pub enum Polarity {
     /// Against.
     Negative,
@@ -447,19 +441,15 @@ fn sentiment_id(label: Option<&str>) -> i64 {
     }
 }
 
-fn gold(silver: &Silver, score: &Score) -> Arc<Gold> {
+fn gold(silver: Arc<Silver>, score: &Score) -> Arc<Gold> {
     Arc::new(Gold {
-        key: silver.key.clone(),
-        timestamp: silver.timestamp,
-        mention: silver.mention.clone(),
-        cleaned_text: silver.cleaned_text.clone(),
-        sentiment: silver.sentiment.clone(),
         predicted_score: score.confidence,
         predicted_sentiment: score.label.clone(),
         sentiment_id: sentiment_id(silver.sentiment.as_deref()),
         predicted_sentiment_id: sentiment_id(Some(&score.label)),
         model: score.model.clone(),
         tier: score.tier,
+        silver,
     })
 }
 
@@ -472,13 +462,31 @@ struct Labels {
 }
 
 impl Labels {
-    fn add(&mut self, label: &str, diff: Diff) {
+    fn add(&mut self, label: Option<Polarity>, diff: Diff) {
         let diff = diff as i64;
-        match polarity(label) {
+        match label {
             Some(Polarity::Negative) => self.negative += diff,
             Some(Polarity::Neutral) => self.neutral += diff,
             Some(Polarity::Positive) => self.positive += diff,
             None => {}
+        }
+    }
+}
+
+/// What a row of gold says of whom it mentions.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+struct Mentioned {
+    timestamp: i64,
+    given: Option<Polarity>,
+    predicted: Option<Polarity>,
+}
+
+impl Mentioned {
+    fn in_row(gold: &Gold) -> Self {
+        Self {
+            timestamp: gold.timestamp.0,
+            given: gold.sentiment.as_deref().and_then(polarity),
+            predicted: polarity(&gold.predicted_sentiment),
         }
     }
 }
@@ -493,14 +501,13 @@ struct MentionTally {
 
 impl Aggregate for MentionTally {
     type Key = Text;
-    type Value = Arc<Gold>;
+    type Value = Mentioned;
     type Row = MentionSentiment;
 
-    fn add(&mut self, gold: Arc<Gold>, diff: Diff) {
-        self.timestamps.add(gold.timestamp.0, diff);
-        self.given
-            .add(gold.sentiment.as_deref().unwrap_or_default(), diff);
-        self.predicted.add(&gold.predicted_sentiment, diff);
+    fn add(&mut self, mentioned: &Mentioned, diff: Diff) {
+        self.timestamps.add(mentioned.timestamp, diff);
+        self.given.add(mentioned.given, diff);
+        self.predicted.add(mentioned.predicted, diff);
     }
 
     fn row(&self, mention: &Text) -> Option<MentionSentiment> {
@@ -528,7 +535,7 @@ impl Aggregate for AccuracyTally {
     type Value = ();
     type Row = Accuracy;
 
-    fn add(&mut self, (): (), diff: Diff) {
+    fn add(&mut self, (): &(), diff: Diff) {
         self.0 += diff as i64;
     }
 
@@ -553,8 +560,8 @@ impl Aggregate for UserTally {
     type Value = bool;
     type Row = User;
 
-    fn add(&mut self, mentions_someone: bool, diff: Diff) {
-        if mentions_someone {
+    fn add(&mut self, mentions_someone: &bool, diff: Diff) {
+        if *mentions_someone {
             self.with_mention += diff as i64;
         } else {
             self.without_mention += diff as i64;
@@ -600,12 +607,8 @@ pub fn build(
     let (bronze, unreadable) = split(rows);
     let bronze = ports.publish(bronze)?;
 
-    let of_mentions = settings.clone();
-    let exploded = bronze.flat_map(move |tweet| explode(&tweet, &of_mentions));
-    let (silver, others) = sort(exploded, Exploded::silver);
-    let (tweeted, undated) = sort(others, Exploded::tweeted);
-    let silver = ports.publish(silver)?;
-    let undated = undated.flat_map(Exploded::undated);
+    let exploded = explode(bronze, settings.clone());
+    let silver = ports.publish(exploded.silver)?;
 
     let of_mentions = settings.clone();
     let before = before.flat_map(move |row| {
@@ -620,64 +623,20 @@ pub fn build(
     ports.publish(predicted.scores)?;
 
     let fold_case = settings.fold_case;
-    let mentioned = gold.map(move |gold| (mentioned(&gold, fold_case), gold));
+    let mentioned = map_batches(
+        gold,
+        "Mentioned",
+        |gold| usize::from(gold.cleaned_text.as_bytes().first() == gold.mention.as_bytes().first()),
+        move |gold| (mentioned(&gold, fold_case), Mentioned::in_row(&gold)),
+    );
     ports.publish(tally::<MentionTally>(mentioned, "MentionSentiment"))?;
     ports.publish(tally::<AccuracyTally>(predicted.labels, "Accuracy"))?;
-    ports.publish(tally::<UserTally>(tweeted, "Users"))?;
-    let rejects = unreadable.concat(undated).concat(predicted.unscored);
+    ports.publish(tally::<UserTally>(exploded.tweeted, "Users"))?;
+    let rejects = unreadable
+        .concat(exploded.undated)
+        .concat(predicted.unscored);
     ports.publish_rejects(rejects)?;
     Ok(ports.finish())
-}
-
-/// What follows from a tweet by itself.
-#[derive(Clone, Debug)]
-enum Exploded {
-    Silver(Arc<Silver>),
-    /// Who tweeted, and whether someone is mentioned.
-    Tweeted(Text, bool),
-    Undated(Box<Reject>),
-}
-
-impl Exploded {
-    fn silver(self) -> Result<Arc<Silver>, Self> {
-        match self {
-            Self::Silver(row) => Ok(row),
-            other => Err(other),
-        }
-    }
-
-    fn tweeted(self) -> Result<(Text, bool), Self> {
-        match self {
-            Self::Tweeted(user, mentions_someone) => Ok((user, mentions_someone)),
-            other => Err(other),
-        }
-    }
-
-    fn undated(self) -> Option<Reject> {
-        match self {
-            Self::Undated(reject) => Some(*reject),
-            _ => None,
-        }
-    }
-}
-
-/// Looks at a tweet once for all that follows from it.
-fn explode(tweet: &Bronze, settings: &Settings) -> impl Iterator<Item = Exploded> + use<> {
-    let (silver, undated, mentions_someone) = match mentions_of(tweet, settings) {
-        Ok(silver) => {
-            let mentions_someone = !silver.is_empty();
-            (silver, None, mentions_someone)
-        }
-        Err(reject) => {
-            let mentions_someone = settings.rule.finds_any(&tweet.text);
-            (Vec::new(), Some(reject), mentions_someone)
-        }
-    };
-    let tweeted = tweet.user.clone();
-    let tweeted = tweeted.map(|user| Exploded::Tweeted(user, mentions_someone));
-    let undated = undated.map(Exploded::Undated);
-    let silver = silver.into_iter().map(Exploded::Silver);
-    silver.chain(tweeted).chain(undated)
 }
 
 /// The source's rows at the last checkpoint: those that could be used, and those that could not.
@@ -806,7 +765,7 @@ fn predict<'s>(
             tier: FULL,
         };
         return Ok(Predicted {
-            gold: silver.map(move |row| gold(&row, &none)),
+            gold: silver.map(move |row| gold(row, &none)),
             scores: nothing(ports.scope()),
             labels: nothing(ports.scope()),
             unscored: nothing(ports.scope()),
@@ -828,7 +787,7 @@ fn predict<'s>(
         notices,
     );
     let mut predicted = ports.predicted();
-    let gold = scored.map(|(row, score)| gold(&row, &score));
+    let gold = scored.map(|(row, score)| gold(row, &score));
     let gold = gold.inspect(move |(row, _, diff)| {
         predicted(&row.model, &row.predicted_sentiment, *diff);
     });
