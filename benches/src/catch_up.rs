@@ -7,11 +7,17 @@ use anyhow::Context;
 use assay::config::{Settings, SourceKind};
 use clap::Args;
 
-use crate::consume::properties;
-use crate::cost::{self, Cost};
+use crate::consume::{self, properties};
+use crate::cost::{self, Cost, Spent};
 use crate::program::{Assay, bare, with_server, with_tables};
 use crate::table::{markdown, whole};
 use crate::topic::Topic;
+
+/// The decoder by itself, over messages in memory.
+const KEPT: &str = "decode alone";
+
+/// How many messages it is given, which take some 700 bytes each.
+const MOST_KEPT: usize = 500_000;
 
 /// Reads a topic from its beginning.
 #[derive(Args, Debug)]
@@ -43,10 +49,15 @@ pub(crate) fn run(bench: &CatchUp) -> anyhow::Result<()> {
     for (case, settings) in &cases {
         costs.push((case.as_str(), assay.run(case, settings)?));
     }
-    let rows: Vec<_> = costs
+    eprintln!("measuring: {KEPT}");
+    let kept = topic.messages.min(MOST_KEPT);
+    let spent = consume::decode_kept(&bench.kafka, &topic.name, kept)?;
+    let mut rows: Vec<_> = costs
         .iter()
-        .map(|(case, cost)| line(case, cost, bench.events))
+        .map(|(case, cost)| line(case, cost.spent, bench.events, Some(cost.peak_mib())))
         .collect();
+    let kept_events = kept * bench.events / topic.messages;
+    rows.insert(2, line(KEPT, spent, kept_events, None));
     let head = [
         "case",
         "events per second",
@@ -98,13 +109,13 @@ fn consume(
     cost::of_child(command, &folder.join("log"))
 }
 
-fn line(case: &str, cost: &Cost, events: usize) -> [String; 4] {
+fn line(case: &str, spent: Spent, events: usize, peak_mib: Option<f64>) -> [String; 4] {
     let events = events as f64;
-    let cpu = cost.spent.cpu.as_secs_f64() / (events / 1e6);
+    let cpu = spent.cpu.as_secs_f64() / (events / 1e6);
     [
         case.to_owned(),
-        whole(events / cost.spent.wall.as_secs_f64()),
+        whole(events / spent.wall.as_secs_f64()),
         format!("{cpu:.2}"),
-        format!("{:.0}", cost.peak_mib()),
+        peak_mib.map_or_else(String::new, |peak| format!("{peak:.0}")),
     ]
 }

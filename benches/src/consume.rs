@@ -1,7 +1,8 @@
 //! Polls a topic to its end and parses every message, or only counts it, and does nothing with it.
 //!
 //! What this costs no pipeline can save, with this client and this parser; `catch-up` runs it as a
-//! child, so that it is measured as the pipeline is.
+//! child, so that it is measured as the pipeline is. Beside it, the same decoder by itself, over messages that are
+//! in memory already.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
@@ -14,10 +15,12 @@ use clap::Args;
 use connectors::files::Share;
 use connectors::kafka::{KafkaSettings, KafkaSource};
 use connectors::message::{Polled, Source};
-use dataflows::envelope::{Decoder, Envelope, Format, RowChange};
+use dataflows::envelope::{Decoder, Envelope, Format, Message, NO_HEADERS, RowChange};
 use dataflows::operators::upsert::State;
 use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
+
+use crate::cost::{self, Spent};
 
 /// How long one turn may wait for a message.
 const WAIT: Duration = Duration::from_millis(100);
@@ -50,14 +53,10 @@ pub(crate) fn properties(brokers: &str) -> BTreeMap<String, String> {
 }
 
 pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
-    let settings = KafkaSettings {
-        properties: properties(&arguments.kafka),
-        topics: vec![arguments.topic.clone()],
-    };
-    let mut source = KafkaSource::open(&settings, Share::ALL, &HashMap::new())?;
+    let mut source = open(&arguments.kafka, &arguments.topic)?;
     let received = Timestamp(assay::now_ms() as i64 * 1_000);
     let (mut messages, mut changes) = (0, 0);
-    let mut decoder = Decoder::new(Format::new::<Arc<Bronze>>(Envelope::Debezium));
+    let mut decoder = decoder();
     let mut decoded: Vec<RowChange<Arc<Bronze>>> = Vec::new();
     let mut polled = Polled::Some;
     while polled != Polled::CaughtUp {
@@ -69,11 +68,7 @@ pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
                 return;
             }
             let _ = decoder.decode(&message, &mut decoded);
-            let understood = |change: &RowChange<_>| !matches!(change.state, State::Row(Err(_)));
-            changes += black_box(&decoded)
-                .iter()
-                .filter(|change| understood(change))
-                .count();
+            changes += understood(&decoded);
             decoded.clear();
         })?;
     }
@@ -83,4 +78,68 @@ pub(crate) fn run(arguments: &Consume) -> anyhow::Result<()> {
         "of {expected} messages {messages} were read and {changes} understood"
     );
     Ok(())
+}
+
+fn open(kafka: &str, topic: &str) -> anyhow::Result<KafkaSource> {
+    let settings = KafkaSettings {
+        properties: properties(kafka),
+        topics: vec![topic.to_owned()],
+    };
+    let source = KafkaSource::open(&settings, Share::ALL, &HashMap::new());
+    source.map_err(anyhow::Error::from)
+}
+
+fn decoder() -> Decoder {
+    Decoder::new(Format::new::<Arc<Bronze>>(Envelope::Debezium))
+}
+
+fn understood(decoded: &[RowChange<Arc<Bronze>>]) -> usize {
+    let understood = |change: &&RowChange<_>| !matches!(change.state, State::Row(Err(_)));
+    black_box(decoded).iter().filter(understood).count()
+}
+
+/// A message that is kept: its key, value and position.
+type Kept = (Option<Vec<u8>>, Option<Vec<u8>>, String);
+
+/// Decodes the first messages of a topic, that are read before and kept in memory.
+///
+/// # Errors
+/// If the topic cannot be read, or a message not be understood.
+pub(crate) fn decode_kept(kafka: &str, topic: &str, messages: usize) -> anyhow::Result<Spent> {
+    let mut kept: Vec<Kept> = Vec::with_capacity(messages);
+    let mut source = open(kafka, topic)?;
+    while kept.len() < messages {
+        source.poll(WAIT, &mut |message| {
+            let copy = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
+            let position = message.position.to_owned();
+            kept.push((copy(message.key), copy(message.value), position));
+        })?;
+    }
+    // Its threads would be measured too.
+    drop(source);
+    let received = Timestamp(assay::now_ms() as i64 * 1_000);
+    let (changes, spent) = cost::of_work(|| {
+        let mut decoder = decoder();
+        let (mut decoded, mut changes) = (Vec::new(), 0);
+        for (key, value, position) in &kept {
+            let message = Message {
+                key: key.as_deref(),
+                value: value.as_deref(),
+                headers: NO_HEADERS,
+                position,
+                received,
+            };
+            let _ = decoder.decode(&message, &mut decoded);
+            changes += understood(&decoded);
+            decoded.clear();
+        }
+        Ok(changes)
+    })?;
+    let expected = kept.len();
+    ensure!(
+        changes == expected,
+        "of {expected} messages {changes} were understood"
+    );
+    // Rates are told of as many messages as were asked for, and a turn brings some more.
+    Ok(spent.times(messages as f64 / kept.len() as f64))
 }

@@ -36,6 +36,14 @@ impl Spent {
         }
     }
 
+    /// What this many times as much work would spend.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self {
+            wall: self.wall.mul_f64(factor),
+            cpu: self.cpu.mul_f64(factor),
+        }
+    }
+
     /// The lesser of both, by each clock.
     pub(crate) fn least(self, other: Self) -> Self {
         Self {
