@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use assay::generate::tweets::{ChangeGenerator, GeneratedTweet};
@@ -11,6 +13,9 @@ use connectors::postgres::TweetWriter;
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Site, request};
+
+/// How often it is looked whether a connector's tasks have failed.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// The services, as `cargo xtask` tells of them.
 pub(crate) struct Services {
@@ -92,7 +97,9 @@ impl Services {
         let connector = Connector {
             port: self.connect_port,
             name: name.to_owned(),
+            over: Arc::default(),
         };
+        connector.look_after();
         connector.wait_until_running();
         connector
     }
@@ -141,6 +148,8 @@ impl Services {
 pub(crate) struct Connector {
     port: u16,
     name: String,
+    /// Whether it is not needed any more.
+    over: Arc<AtomicBool>,
 }
 
 impl Connector {
@@ -157,21 +166,44 @@ impl Connector {
     }
 
     pub(crate) fn wait_until_running(&self) {
-        let path = format!("/connectors/{}/status", self.name);
         wait_for("the connector", || {
-            let Some((200, body)) = request(self.port, "GET", &path, "") else {
-                return false;
-            };
-            let status: Value = serde_json::from_str(&body).unwrap();
-            status["tasks"].as_array().is_some_and(|tasks| {
-                !tasks.is_empty() && tasks.iter().all(|task| task["state"] == "RUNNING")
-            })
+            let tasks = tasks(self.port, &self.name);
+            !tasks.is_empty() && tasks.iter().all(|task| task["state"] == "RUNNING")
+        });
+    }
+
+    /// Starts a task again that has failed, as those do who run connectors: its converter gives up at once when the
+    /// registry refuses for a moment.
+    fn look_after(&self) {
+        let (port, name, over) = (self.port, self.name.clone(), Arc::clone(&self.over));
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                let tasks = tasks(port, &name);
+                for failed in tasks.iter().filter(|task| task["state"] == "FAILED") {
+                    let (id, trace) = (&failed["id"], &failed["trace"]);
+                    eprintln!("task {id} of the connector {name} has failed: {trace}");
+                    let path = format!("/connectors/{name}/tasks/{id}/restart");
+                    request(port, "POST", &path, "");
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
         });
     }
 }
 
+/// A connector's tasks, with their states; none if it does not tell.
+fn tasks(port: u16, name: &str) -> Vec<Value> {
+    let path = format!("/connectors/{name}/status");
+    let Some((200, body)) = request(port, "GET", &path, "") else {
+        return Vec::new();
+    };
+    let status: Value = serde_json::from_str(&body).unwrap();
+    status["tasks"].as_array().cloned().unwrap_or_default()
+}
+
 impl Drop for Connector {
     fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
         request(
             self.port,
             "DELETE",
