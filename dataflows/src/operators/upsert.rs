@@ -215,6 +215,8 @@ pub fn upsert<'s, V: ExchangeData + Revision>(
                             told.push(Ok((row, epoch, diff)));
                             if told.len() == BATCH {
                                 session.give_container(&mut told);
+                                // What comes back may hold anything.
+                                told.clear();
                                 told.reserve(BATCH);
                             }
                         });
