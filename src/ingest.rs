@@ -237,7 +237,8 @@ pub fn read_at<'a>(message: &Delivered<'a>, received: Timestamp) -> Message<'a> 
         key: message.key,
         value: message.value,
         headers: message.headers,
-        position: message.position,
+        origin: message.origin,
+        offset: message.offset,
         received,
     }
 }
@@ -247,7 +248,8 @@ struct Waiting {
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
     headers: Vec<(&'static str, Vec<u8>)>,
-    position: String,
+    origin: String,
+    offset: Option<u64>,
     received: Timestamp,
 }
 
@@ -259,7 +261,8 @@ impl Waiting {
             key: message.key.map(<[u8]>::to_vec),
             value: message.value.map(<[u8]>::to_vec),
             headers: headers.collect(),
-            position: message.position.to_owned(),
+            origin: message.origin.to_owned(),
+            offset: message.offset,
             received,
         }
     }
@@ -274,7 +277,8 @@ impl Waiting {
             key: self.key.as_deref(),
             value: self.value.as_deref(),
             headers: &header,
-            position: &self.position,
+            origin: &self.origin,
+            offset: self.offset,
         };
         push(intake, &message, self.received)
     }

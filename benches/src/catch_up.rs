@@ -16,8 +16,12 @@ use crate::topic::Topic;
 /// The decoder by itself, over messages in memory.
 const KEPT: &str = "decode alone";
 
-/// How many messages it is given, which take some 700 bytes each.
-const MOST_KEPT: usize = 500_000;
+/// How many messages it is given: about as many as the client holds ahead. Of more it would be measured how long
+/// memory takes.
+const MOST_KEPT: usize = 24_000;
+
+/// How often it decodes them.
+const ROUNDS: usize = 20;
 
 /// Reads a topic from its beginning.
 #[derive(Args, Debug)]
@@ -51,12 +55,12 @@ pub(crate) fn run(bench: &CatchUp) -> anyhow::Result<()> {
     }
     eprintln!("measuring: {KEPT}");
     let kept = topic.messages.min(MOST_KEPT);
-    let spent = consume::decode_kept(&bench.kafka, &topic.name, kept)?;
+    let spent = consume::decode_kept(&bench.kafka, &topic.name, kept, ROUNDS)?;
     let mut rows: Vec<_> = costs
         .iter()
         .map(|(case, cost)| line(case, cost.spent, bench.events, Some(cost.peak_mib())))
         .collect();
-    let kept_events = kept * bench.events / topic.messages;
+    let kept_events = ROUNDS * kept * bench.events / topic.messages;
     rows.insert(2, line(KEPT, spent, kept_events, None));
     let head = [
         "case",

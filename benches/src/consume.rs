@@ -98,44 +98,54 @@ fn understood(decoded: &[RowChange<Arc<Bronze>>]) -> usize {
     black_box(decoded).iter().filter(understood).count()
 }
 
-/// A message that is kept: its key, value and position.
-type Kept = (Option<Vec<u8>>, Option<Vec<u8>>, String);
+/// A message that is kept: its key, value, partition and offset.
+type Kept = (Option<Vec<u8>>, Option<Vec<u8>>, Arc<str>, Option<u64>);
 
-/// Decodes the first messages of a topic, that are read before and kept in memory.
+/// Decodes the first messages of a topic, that are read before and kept in memory, as often as is said.
 ///
 /// # Errors
 /// If the topic cannot be read, or a message not be understood.
-pub(crate) fn decode_kept(kafka: &str, topic: &str, messages: usize) -> anyhow::Result<Spent> {
+pub(crate) fn decode_kept(
+    kafka: &str,
+    topic: &str,
+    messages: usize,
+    rounds: usize,
+) -> anyhow::Result<Spent> {
     let mut kept: Vec<Kept> = Vec::with_capacity(messages);
     let mut source = open(kafka, topic)?;
     while kept.len() < messages {
         source.poll(WAIT, &mut |message| {
             let copy = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-            let position = message.position.to_owned();
-            kept.push((copy(message.key), copy(message.value), position));
+            let (key, value) = (copy(message.key), copy(message.value));
+            let origin: Arc<str> = message.origin.into();
+            kept.push((key, value, origin, message.offset));
         })?;
     }
     // Its threads would be measured too.
     drop(source);
     let received = Timestamp(assay::now_ms() as i64 * 1_000);
     let (changes, spent) = cost::of_work(|| {
-        let mut decoder = decoder();
         let (mut decoded, mut changes) = (Vec::new(), 0);
-        for (key, value, position) in &kept {
-            let message = Message {
-                key: key.as_deref(),
-                value: value.as_deref(),
-                headers: NO_HEADERS,
-                position,
-                received,
-            };
-            let _ = decoder.decode(&message, &mut decoded);
-            changes += understood(&decoded);
-            decoded.clear();
+        for _ in 0..rounds {
+            // One that had met them would take them for repetitions.
+            let mut decoder = decoder();
+            for (key, value, origin, offset) in &kept {
+                let message = Message {
+                    key: key.as_deref(),
+                    value: value.as_deref(),
+                    headers: NO_HEADERS,
+                    origin,
+                    offset: *offset,
+                    received,
+                };
+                let _ = decoder.decode(&message, &mut decoded);
+                changes += understood(&decoded);
+                decoded.clear();
+            }
         }
         Ok(changes)
     })?;
-    let expected = kept.len();
+    let expected = kept.len() * rounds;
     ensure!(
         changes == expected,
         "of {expected} messages {changes} were understood"

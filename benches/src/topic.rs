@@ -278,7 +278,8 @@ mod tests {
                 key: Some(key.as_bytes()),
                 value: Some(value.as_bytes()),
                 headers: NO_HEADERS,
-                position: "t/0/0",
+                origin: "t/0",
+                offset: Some(0),
                 received: Timestamp(0),
             };
             let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();

@@ -319,7 +319,8 @@ fn deliver_one(
             key: Some(file.as_bytes()),
             value,
             headers: &|_| None,
-            position: file,
+            origin: file,
+            offset: None,
         });
     } else {
         let key = format!("{file}#{}", index + 1);
@@ -327,7 +328,8 @@ fn deliver_one(
             key: Some(key.as_bytes()),
             value,
             headers: &|_| None,
-            position: &key,
+            origin: &key,
+            offset: None,
         });
     }
 }

@@ -12,8 +12,10 @@ pub struct Message<'a> {
     pub value: Option<&'a [u8]>,
     /// Looks a header up by its name.
     pub headers: &'a dyn Fn(&str) -> Option<Vec<u8>>,
-    /// Where the message came from: `topic/partition/offset`, or the file's path.
-    pub position: &'a str,
+    /// Where the message came from: a partition, `topic/number`, or the file's path.
+    pub origin: &'a str,
+    /// Its offset in the partition.
+    pub offset: Option<u64>,
 }
 
 /// The next offset to read of a partition, which is named `topic/partition`.

@@ -141,8 +141,7 @@ fn read(source: &mut KafkaSource, done: impl Fn(&[i64]) -> bool) -> Result<Vec<i
         let waited = started.elapsed();
         assert!(waited < PATIENCE, "waited in vain, after {offsets:?}");
         let polled = source.poll(Duration::from_millis(100), &mut |message| {
-            let (_, offset) = message.position.rsplit_once('/').unwrap();
-            offsets.push(offset.parse().unwrap());
+            offsets.push(message.offset.unwrap() as i64);
         });
         match polled {
             Ok(Polled::Some | Polled::CaughtUp) | Err(SourceError::Retry(_)) => {}

@@ -108,21 +108,26 @@ pub struct Origin {
     offset: Option<u64>,
 }
 
+impl Origin {
+    /// A message of a partition, or a file, which has no offset.
+    pub fn new(name: &str, offset: Option<u64>) -> Self {
+        let name = name.into();
+        Self { name, offset }
+    }
+}
+
 impl From<&str> for Origin {
     fn from(text: &str) -> Self {
-        let apart = text.rsplit_once('/');
-        let apart = apart.and_then(|(name, offset)| Some((name, plain_number(offset)?)));
-        match apart {
-            Some((name, offset)) => Self {
-                name: name.into(),
-                offset: Some(offset),
-            },
-            None => Self {
-                name: text.into(),
-                offset: None,
-            },
-        }
+        let (name, offset) = parted(text);
+        Self::new(name, offset)
     }
+}
+
+/// The parts of the text that stands for an [`Origin`].
+pub(crate) fn parted(text: &str) -> (&str, Option<u64>) {
+    let apart = text.rsplit_once('/');
+    let apart = apart.and_then(|(name, offset)| Some((name, Some(plain_number(offset)?))));
+    apart.unwrap_or((text, None))
 }
 
 /// A number that is written as this text and in no other way.

@@ -150,10 +150,9 @@ impl<R: SourceRow> Transactions<R> {
         decoder: &mut Decoder,
         message: &Message<'_>,
     ) -> Result<(), NotYet> {
-        let (partition, offset) = message.position.rsplit_once('/').unwrap_or_default();
-        let topic = partition.rsplit_once('/').map_or("", |(topic, _)| topic);
+        let partition = message.origin;
         let mut changes = Vec::new();
-        let transaction = if topic == self.topic.topic {
+        let transaction = if message.topic() == self.topic.topic {
             decoder.tree(message)?.and_then(|marker| self.end(marker))
         } else {
             let told = decoder.decode(message, &mut changes)?;
@@ -161,7 +160,7 @@ impl<R: SourceRow> Transactions<R> {
         };
         let queue = self.partitions.entry(partition.into()).or_default();
         queue.waiting.push_back(Waiting {
-            offset: offset.parse().unwrap_or_default(),
+            offset: message.offset.unwrap_or_default() as i64,
             transaction,
             changes,
         });
@@ -402,16 +401,16 @@ mod tests {
         /// Reads a message; returns the texts that it sets free.
         fn read(&mut self, partition: &str, value: &Value) -> Vec<String> {
             let offset = self.offsets.entry(partition.to_owned()).or_default();
-            let position = format!("{partition}/{offset}");
-            *offset += 1;
             let value = value.to_string();
             let message = Message {
                 key: Some(b"1"),
                 value: Some(value.as_bytes()),
                 headers: NO_HEADERS,
-                position: &position,
+                origin: partition,
+                offset: u64::try_from(*offset).ok(),
                 received: Timestamp(0),
             };
+            *offset += 1;
             let pushed = self.transactions.push(&mut self.decoder, &message);
             pushed.unwrap();
             self.free()

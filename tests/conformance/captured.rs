@@ -21,7 +21,7 @@ use dataflows::pipelines::mentions::Bronze;
 use dataflows::record::Timestamp;
 use serde_json::Value;
 
-use super::{Delivered, Numbers, Rows, follow};
+use super::{Delivered, Numbers, Place, Rows, follow};
 
 /// Tables, with the column that is taken for the text; further ones are all others.
 const TABLES: [(&str, &str); 10] = [
@@ -58,12 +58,12 @@ fn lines(file: PathBuf) -> Vec<Value> {
 }
 
 /// The messages of a form, by topic without the connector's name.
-fn messages(folder: &Path, form: &str) -> BTreeMap<String, Vec<(String, Delivered)>> {
+fn messages(folder: &Path, form: &str) -> BTreeMap<String, Vec<(Place, Delivered)>> {
     let bytes = |of: &Value, name: &str| match of[format!("{name}_b64")].as_str() {
         Some(encoded) => Some(BASE64_STANDARD.decode(encoded).unwrap()),
         None => of[name].as_str().map(|text| text.as_bytes().to_vec()),
     };
-    let mut topics: BTreeMap<String, Vec<(String, Delivered)>> = BTreeMap::new();
+    let mut topics: BTreeMap<String, Vec<(Place, Delivered)>> = BTreeMap::new();
     for line in lines(folder.join(format!("{form}.jsonl"))) {
         let topic = line["topic"].as_str().unwrap();
         let headers = line["headers"].as_array().unwrap().iter();
@@ -75,12 +75,12 @@ fn messages(folder: &Path, form: &str) -> BTreeMap<String, Vec<(String, Delivere
             value: bytes(&line, "value"),
             headers: headers.collect(),
         };
-        let position = format!("{topic}/0/{}", line["offset"]);
+        let place = (format!("{topic}/0"), line["offset"].as_u64().unwrap());
         let table = topic.strip_prefix(&format!("{form}.")).unwrap_or(topic);
         topics
             .entry(table.to_owned())
             .or_default()
-            .push((position, message));
+            .push((place, message));
     }
     topics
 }
@@ -128,7 +128,7 @@ fn format(folder: &Path, form: &str, table: &str, text: &str) -> Format {
 /// What bronze holds, however the messages are cut into epochs and over workers, and possibly broken off.
 fn rows(
     format: &Format,
-    messages: &[(String, Delivered)],
+    messages: &[(Place, Delivered)],
     restarts: bool,
 ) -> Vec<(String, Columns)> {
     let mut outcomes = (0..5).map(|round| {
@@ -304,7 +304,8 @@ fn whatever_other_connectors_write_is_a_row_a_deletion_or_a_reject() {
                 key: Some(b"{\"id\":1}"),
                 value: Some(value.as_bytes()),
                 headers: NO_HEADERS,
-                position: "samples/0/0",
+                origin: "samples/0",
+                offset: Some(0),
                 received: Timestamp(0),
             };
             let mut told: Vec<RowChange<Arc<Bronze>>> = Vec::new();

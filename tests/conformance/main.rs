@@ -125,6 +125,9 @@ struct Rejected {
 /// What the source's rows are.
 type Rows = Vec<SourceState>;
 
+/// A message's partition and its offset there.
+type Place = (String, u64);
+
 /// What the source says of a key.
 type SourceState = Result<Arc<Bronze>, Box<Reject>>;
 
@@ -159,7 +162,7 @@ impl Case {
     }
 
     /// The messages with their positions, those of each partition in order, partitions mingled.
-    fn mingled(&self, numbers: &mut Numbers) -> Vec<(String, Delivered)> {
+    fn mingled(&self, numbers: &mut Numbers) -> Vec<(Place, Delivered)> {
         let mut partitions: BTreeMap<(String, usize), Vec<Told>> = BTreeMap::new();
         for told in &self.message {
             let partition = (told.topic.clone(), told.partition);
@@ -170,7 +173,8 @@ impl Case {
             .map(|((topic, partition), told)| {
                 let numbered = told.into_iter().enumerate();
                 let placed = numbered.map(|(offset, told)| {
-                    (format!("{topic}/{partition}/{offset}"), told.delivered())
+                    let place = (format!("{topic}/{partition}"), offset as u64);
+                    (place, told.delivered())
                 });
                 placed.collect::<std::collections::VecDeque<_>>()
             })
@@ -188,7 +192,7 @@ impl Case {
 fn follow(
     format: &Format,
     before: Rows,
-    messages: &[(String, Delivered)],
+    messages: &[(Place, Delivered)],
     numbers: &mut Numbers,
 ) -> Rows {
     let workers = 1 + numbers.below(3) as usize;
@@ -209,7 +213,7 @@ fn follow(
             told
         });
     }
-    for (position, told) in messages {
+    for ((origin, offset), told) in messages {
         if numbers.below(3) == 0 {
             epochs.push(Vec::new());
         }
@@ -217,7 +221,8 @@ fn follow(
             key: told.key.as_deref(),
             value: told.value.as_deref(),
             headers: &|name| told.headers.get(name).cloned(),
-            position,
+            origin,
+            offset: Some(*offset),
             received: Timestamp(0),
         };
         let open = epochs.last_mut().unwrap();

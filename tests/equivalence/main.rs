@@ -463,7 +463,8 @@ fn work(
                     key: entry.key.as_deref(),
                     value: entry.value.as_deref(),
                     headers: NO_HEADERS,
-                    position: &Log::position(partition, offset),
+                    origin: &format!("t/{partition}"),
+                    offset: Some(offset as u64),
                     received: Log::received(partition, offset),
                 };
                 intake.push(&message).unwrap();

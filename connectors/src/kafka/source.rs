@@ -132,9 +132,6 @@ pub struct KafkaSource {
     places: HashMap<String, HashMap<i32, usize>>,
     /// The place of the partition that the last message was of.
     last_place: Option<usize>,
-    position: String,
-    /// How much of the position is that partition's name.
-    position_prefix: usize,
 }
 
 struct PartitionState {
@@ -192,8 +189,6 @@ impl KafkaSource {
             partitions: Vec::new(),
             places: HashMap::new(),
             last_place: None,
-            position: String::new(),
-            position_prefix: 0,
         };
         let found = source.first_search()?;
         source.ensure_all_exist(&found)?;
@@ -490,11 +485,7 @@ impl Source for KafkaSource {
             let Some(place) = self.place_of(message.topic(), message.partition()) else {
                 continue;
             };
-            if self.last_place != Some(place) {
-                self.last_place = Some(place);
-                self.position = format!("{}/", self.partitions[place].name);
-                self.position_prefix = self.position.len();
-            }
+            self.last_place = Some(place);
             let partition = &mut self.partitions[place];
             let written = message.timestamp().to_millis();
             if let Some(expected) = partition.to_compare.take()
@@ -506,9 +497,6 @@ impl Source for KafkaSource {
                 }
                 continue;
             }
-            self.position.truncate(self.position_prefix);
-            let mut digits = itoa::Buffer::new();
-            self.position.push_str(digits.format(message.offset()));
             partition.next_offset = message.offset() + 1;
             partition.last_written = written;
             partition.moved = true;
@@ -521,7 +509,8 @@ impl Source for KafkaSource {
                 key: message.key(),
                 value: message.payload(),
                 headers: &header,
-                position: &self.position,
+                origin: &partition.name,
+                offset: u64::try_from(message.offset()).ok(),
             });
         }
         if let Some(place) = anew {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::change::Text;
 use crate::operators::upsert::{Patch, State, Upsert};
-use crate::record::Bytes;
+use crate::record::{Bytes, parted};
 use crate::reject::{DECODE, Reject, field_of};
 use crate::transactions::transaction_of;
 
@@ -204,7 +204,7 @@ impl Decoder {
         changes: &mut Vec<RowChange<R>>,
     ) -> Result<(), Refused> {
         let key = match self.format.envelope {
-            Envelope::Append => Some(message.position.into()),
+            Envelope::Append => Some(message.position()),
             _ => self.read_key(key).map_err(|reason| (None, reason))?,
         };
         let Some(value) = value else {
@@ -313,7 +313,7 @@ impl Decoder {
     /// A key among those of all topics.
     fn of_topic(&self, key: Text, message: &Message<'_>) -> Text {
         match self.format.several_topics {
-            true => format!("{}/{key}", topic(message)).into(),
+            true => format!("{}/{key}", message.topic()).into(),
             false => key,
         }
     }
@@ -362,7 +362,7 @@ impl Decoder {
         };
         if self
             .repetitions
-            .contain(partition(message), &event.order, &identity)
+            .contain(message.origin, &event.order, &identity)
         {
             return Ok(());
         }
@@ -500,7 +500,7 @@ impl Decoder {
         };
         let as_it_came = || message.value.or(message.key).unwrap_or_default().into();
         Reject {
-            position: message.position.into(),
+            position: message.position(),
             key,
             stage: DECODE.into(),
             field: field_of(&reason),
@@ -523,7 +523,7 @@ impl Decoder {
     /// Tells when the columns of a table have changed; `digest` is that of a row's names.
     fn watch_columns(&mut self, digest: u64, value: &Written<'_>, message: &Message<'_>) {
         self.meet(digest, value);
-        let topic = topic(message);
+        let topic = message.topic();
         let known = self.columns.get(topic);
         if known.is_some_and(|known| known.digest == digest) {
             return;
@@ -632,14 +632,16 @@ impl Retry {
         if is_lacking(reject) {
             return None;
         }
+        let (origin, offset) = parted(&reject.position);
         let mut message = Message {
             key: None,
             value: Some(&reject.raw),
             headers: NO_HEADERS,
-            position: &reject.position,
+            origin,
+            offset,
             received: reject.first_seen,
         };
-        let prefix = format!("{}/", topic(&message));
+        let prefix = format!("{}/", message.topic());
         let key = reject.key.as_deref();
         let own_key = key.map(|key| match self.0.format.several_topics {
             true => key.strip_prefix(&prefix).unwrap_or(key),
@@ -739,20 +741,6 @@ struct Columns {
     names: BTreeSet<String>,
 }
 
-/// `topic/partition`, of a position `topic/partition/offset`.
-fn partition<'a>(message: &Message<'a>) -> &'a str {
-    message
-        .position
-        .rsplit_once('/')
-        .map_or("", |(partition, _)| partition)
-}
-
-fn topic<'a>(message: &Message<'a>) -> &'a str {
-    partition(message)
-        .rsplit_once('/')
-        .map_or("", |(topic, _)| topic)
-}
-
 /// The key that rows are told apart by; a JSON object of one column is that column's value.
 fn plain_key(json: bool, bytes: &[u8]) -> Result<Option<Text>, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "the key is not UTF-8".to_owned())?;
@@ -775,7 +763,7 @@ fn plain_key(json: bool, bytes: &[u8]) -> Result<Option<Text>, String> {
 
 fn read_json<'a, S: DeserializeSeed<'a>>(bytes: &'a [u8], seed: S) -> Result<S::Value, String> {
     // Looked at once for all of it, which is faster than string by string.
-    let text = std::str::from_utf8(bytes);
+    let text = simdutf8::compat::from_utf8(bytes);
     let text = text.map_err(|at| format!("not UTF-8 at byte {}", at.valid_up_to()))?;
     let mut json = serde_json::Deserializer::from_str(text);
     let value = seed.deserialize(&mut json);

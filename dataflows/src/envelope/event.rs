@@ -281,12 +281,14 @@ fn number(field: Field<'_>) -> i64 {
 /// The last commit before an event, of what PostgreSQL's connector tells of its place: the first of two numbers, of
 /// `["24023119","24023128"]`; 0 where it is null. Other connectors tell other things.
 fn commit_of(sequence: &str) -> Option<i64> {
-    let sequence = sequence.strip_prefix('[')?;
-    let end = sequence.bytes().position(|byte| byte == b',')?;
-    match &sequence[..end] {
-        "null" => Some(0),
-        quoted => quoted.trim_matches(['\\', '"']).parse().ok(),
+    let first = sequence.strip_prefix('[')?;
+    if first.starts_with("null,") {
+        return Some(0);
     }
+    let first = first.trim_start_matches(['\\', '"']);
+    let end = first.bytes().position(|byte| !byte.is_ascii_digit())?;
+    let closed = first[end..].trim_start_matches(['\\', '"']);
+    closed.starts_with(',').then(|| first[..end].parse().ok())?
 }
 
 /// The same of a JSON string as it is written, which is seldom so that its escapes need to be resolved.

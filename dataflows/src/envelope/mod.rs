@@ -21,8 +21,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use smol_str::format_smolstr;
+
 use crate::change::Text;
-use crate::record::Timestamp;
+use crate::record::{Origin, Timestamp};
 use crate::transactions::TransactionTopic;
 
 pub use self::decoder::{Decoder, InTransaction, Retry, RowChange, is_lacking};
@@ -38,10 +40,30 @@ pub struct Message<'a> {
     pub value: Option<&'a [u8]>,
     /// The headers, by name.
     pub headers: Headers<'a>,
-    /// Where the message came from, as rejects and rows tell it.
-    pub position: &'a str,
+    /// Where the message came from: a partition, `topic/number`, or else a file.
+    pub origin: &'a str,
+    /// Its offset in the partition.
+    pub offset: Option<u64>,
     /// When it was read.
     pub received: Timestamp,
+}
+
+impl Message<'_> {
+    /// Where the message came from, as rows tell it.
+    pub fn origin(&self) -> Origin {
+        Origin::new(self.origin, self.offset)
+    }
+
+    /// The same as rejects tell it.
+    fn position(&self) -> Text {
+        format_smolstr!("{}", self.origin())
+    }
+
+    /// The topic that the message is of; empty for a file.
+    pub(crate) fn topic(&self) -> &str {
+        let partition = self.offset.and_then(|_| self.origin.rsplit_once('/'));
+        partition.map_or("", |(topic, _)| topic)
+    }
 }
 
 /// Looks a header up. Few messages are asked for any, so that none are copied before.

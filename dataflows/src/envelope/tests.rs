@@ -38,7 +38,8 @@ fn decode_with(decoder: &mut Decoder, key: Option<&str>, value: Option<&[u8]>) -
         key: key.map(str::as_bytes),
         value,
         headers: NO_HEADERS,
-        position: "notes/0/7",
+        origin: "notes/0",
+        offset: Some(7),
         received: Timestamp(5),
     };
     let mut told = Vec::new();
@@ -160,7 +161,8 @@ fn a_message_without_a_key_is_rejected_under_its_position() {
         key: Some(b"\xff"),
         value: None,
         headers: NO_HEADERS,
-        position: "t/0/1",
+        origin: "t/0",
+        offset: Some(1),
         received: Timestamp(0),
     };
     let mut told: Told = Vec::new();

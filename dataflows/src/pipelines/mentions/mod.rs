@@ -244,7 +244,7 @@ impl SourceRow for Arc<Bronze> {
             user: number_text(user_path, user)?,
             text: required_text(text_path, text)?,
             sentiment: number_text(sentiment_path, sentiment)?,
-            source_file: message.position.into(),
+            source_file: message.origin(),
             processing_time: message.received,
             further: Further(further),
         }))
