@@ -15,9 +15,27 @@ const JAVA_MAJOR: u32 = 17;
 /// What is about to happen, which decides what must be there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Purpose {
+    /// What the services are made of is fetched.
+    Jars,
     Services,
-    /// The services and the compilation of the workspace.
+    Compilation,
+    /// The services, and what tests compare with.
     Tests,
+}
+
+impl Purpose {
+    fn needs(self) -> Vec<Need> {
+        match self {
+            Purpose::Jars => vec![MAVEN],
+            Purpose::Services => vec![JAVA, POSTGRES, OPENSSL_PROGRAM],
+            Purpose::Compilation => vec![COMPILER, MAKE, PKG_CONFIG, OPENSSL],
+            Purpose::Tests => {
+                let mut needs = Purpose::Services.needs();
+                needs.extend([PYTHON, BROWSER, BROWSER_DRIVER]);
+                needs
+            }
+        }
+    }
 }
 
 /// One thing that must be there, and the Debian packages that bring it: the first that apt knows is taken.
@@ -96,26 +114,12 @@ const PYTHON: Need = Need {
     },
 };
 
-/// Makes sure that what `purpose` needs is installed; Maven only if jars are still to be fetched.
+/// Makes sure that what these purposes need is installed.
 ///
 /// As root on a system with apt the missing packages are installed. Otherwise the failure names them.
-pub(crate) fn prerequisites(purpose: Purpose, fetch_jars: bool, log: &Path) -> Outcome {
-    let mut needs = vec![JAVA, POSTGRES, OPENSSL_PROGRAM];
-    if fetch_jars {
-        needs.push(MAVEN);
-    }
-    if purpose == Purpose::Tests {
-        needs.extend([
-            COMPILER,
-            MAKE,
-            PKG_CONFIG,
-            OPENSSL,
-            PYTHON,
-            BROWSER,
-            BROWSER_DRIVER,
-        ]);
-    }
-    let missing = unmet(needs);
+pub(crate) fn prerequisites(purposes: &[Purpose], log: &Path) -> Outcome {
+    let needs = purposes.iter().flat_map(|purpose| purpose.needs());
+    let missing = unmet(needs.collect());
     if missing.is_empty() {
         return Ok(());
     }

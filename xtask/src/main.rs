@@ -1,11 +1,15 @@
 //! Runs the project's checks and the services that its tests talk to; `cargo xtask --help` lists the commands.
 
+mod budget;
 mod failure;
 mod install;
+mod lint;
 mod process;
 mod services;
 mod test;
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use failure::{Failure, Outcome};
@@ -18,8 +22,8 @@ Usage: cargo xtask COMMAND
 
 Commands:
   test [ARGS...]                    install what is missing, start the services on empty data, run
-                                    fmt, clippy and the tests, stop the services; ARGS go to
-                                    `cargo test` and leave fmt and clippy out
+                                    fmt, clippy and the tests, see that the build has not grown, stop
+                                    the services; ARGS go to `cargo test` and leave the rest out
   services up [--wipe]              start Kafka, a schema registry, Kafka Connect and PostgreSQL and
                                     leave them running
   services down [--wipe]            stop them
@@ -48,11 +52,16 @@ Environment:
   ASSAY_REGISTRY_PORT               [default: 18081]
   ASSAY_CONNECT_PORT                [default: 18083]
   ASSAY_POSTGRES_PORT               [default: 15432]
-  ASSAY_SKIP_LINTS=1                `test` leaves fmt and clippy out
+  ASSAY_SKIP_LINTS=1                `test` leaves fmt, clippy and the size of the build out
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if lint::stands_in(arguments.first()) {
+        return lint::run(&arguments);
+    }
+    let words = arguments.iter().map(|word| word.to_string_lossy());
+    let arguments: Vec<String> = words.map(Cow::into_owned).collect();
     match dispatch(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo xtask test ── spawns ──> guard            (own process group, reads our end of a pipe)
 //!        │                         │
-//!        ├── cargo clippy, test    │  the pipe closes when we end, however we end
+//!        ├── cargo fmt, build, test│  the pipe closes when we end, however we end
 //!        └── end, ctrl-C, SIGKILL ─┴─> stops what cargo left running, then the services
 //! ```
 //!
@@ -17,8 +17,10 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::budget;
 use crate::failure::{Failure, OrCannot, Outcome};
-use crate::install::Purpose;
+use crate::install::{self, Purpose};
+use crate::lint;
 use crate::process::{Reach, Signal, progress, send};
 use crate::services::{self, Data, Settings};
 
@@ -38,9 +40,10 @@ const OF_CARGO_RUN: [&str; 5] = [
     "CARGO_PRIMARY_PACKAGE",
 ];
 
-/// Runs the checks. With `arguments`, which are for `cargo test`, the lints are left out.
+/// Runs the checks. With `arguments`, which are for `cargo test`, lints and the size of the build are left out.
 pub(crate) fn run(settings: &Settings, arguments: &[String]) -> Outcome {
-    services::prepare(settings, Purpose::Tests)?;
+    services::make_directories(settings)?;
+    install::prerequisites(&[Purpose::Compilation], &settings.log("apt"))?;
     let turn = services::turn(settings)?;
     let mut guard = Guard::start(&turn)?;
     let outcome = checks(settings, &mut guard, arguments);
@@ -48,9 +51,9 @@ pub(crate) fn run(settings: &Settings, arguments: &[String]) -> Outcome {
     outcome.and(stopped)
 }
 
-/// Compiles while the services start, then runs the tests.
+/// Compiles while what the tests need is fetched and started, then runs the tests.
 fn checks(settings: &Settings, guard: &mut Guard, arguments: &[String]) -> Outcome {
-    let lints =
+    let whole =
         arguments.is_empty() && env::var_os("ASSAY_SKIP_LINTS").is_none_or(|set| set != "1");
     let test = |extra: &[&str]| {
         let mut command = cargo(&["test", "--release", "--locked"]);
@@ -62,10 +65,17 @@ fn checks(settings: &Settings, guard: &mut Guard, arguments: &[String]) -> Outco
     };
     thread::scope(|scope| {
         let services = scope.spawn(|| {
-            services::readers::fetch(settings)?;
-            services::up(settings, Data::Wipe)
+            services::prepare(settings, Purpose::Tests)?;
+            thread::scope(|scope| {
+                let readers = scope.spawn(|| services::readers::fetch(settings));
+                let services = services::up(settings, Data::Wipe);
+                let readers = readers
+                    .join()
+                    .unwrap_or_else(|_| Err(Failure::new("the fetching of readers panicked")));
+                services.and(readers)
+            })
         });
-        let compiled = compile(guard, lints, test(&["--no-run"]));
+        let compiled = compile(guard, whole, test(&["--no-run"]));
         let started = services
             .join()
             .unwrap_or_else(|_| Err(Failure::new("the start of the services panicked")));
@@ -76,23 +86,19 @@ fn checks(settings: &Settings, guard: &mut Guard, arguments: &[String]) -> Outco
     guard.step("test", command)
 }
 
-fn compile(guard: &mut Guard, lints: bool, tests: Command) -> Outcome {
-    if lints {
+fn compile(guard: &mut Guard, whole: bool, tests: Command) -> Outcome {
+    if whole {
         guard.step("fmt", cargo(&["fmt", "--all", "--check"]))?;
-        // With features that the tests are without, since what they need at run time is not there.
-        let scope = [
-            "clippy",
-            "--release",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-            "--locked",
-        ];
-        let mut clippy = cargo(&scope);
-        clippy.args(["--", "-D", "warnings"]);
+        let this = env::current_exe().or_cannot(|| "find this program".to_owned())?;
+        let mut clippy = cargo(&lint::BUILD);
+        clippy.env(lint::WRAPPER, this);
         guard.step("clippy", clippy)?;
     }
-    guard.step("compile", tests)
+    guard.step("compile", tests)?;
+    if whole {
+        budget::check(cargo(&budget::BUILD))?;
+    }
+    Ok(())
 }
 
 fn names_packages(argument: &str) -> bool {

@@ -180,7 +180,7 @@ impl Settings {
         })
     }
 
-    fn log(&self, name: &str) -> PathBuf {
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.directory.join(format!("log/{name}.log"))
     }
 
@@ -277,13 +277,22 @@ pub(crate) fn print_environment(settings: &Settings) {
     }
 }
 
-/// Makes the directories and sees to it that everything `purpose` needs is installed.
-pub(crate) fn prepare(settings: &Settings, purpose: Purpose) -> Outcome {
+pub(crate) fn make_directories(settings: &Settings) -> Outcome {
     for name in ["etc", "log", "pid", "data"] {
         let path = settings.directory.join(name);
         fs::create_dir_all(&path).or_cannot(|| format!("make the directory {}", path.display()))?;
     }
-    install::prerequisites(purpose, !jars::complete(settings), &settings.log("apt"))
+    Ok(())
+}
+
+/// Makes the directories and sees to it that everything `purpose` needs is installed.
+pub(crate) fn prepare(settings: &Settings, purpose: Purpose) -> Outcome {
+    make_directories(settings)?;
+    let mut purposes = vec![purpose];
+    if !jars::complete(settings) {
+        purposes.push(Purpose::Jars);
+    }
+    install::prerequisites(&purposes, &settings.log("apt"))
 }
 
 /// Waits until no other test run uses these services. The turn lasts until the file is closed.
