@@ -654,9 +654,8 @@ fn follow(running: Running) {
     if let Some(address) = running.postgres {
         tracing::info!("answering PostgreSQL's clients on {address}");
     }
-    let mut display = Display::default();
     loop {
-        running.show(&mut display);
+        running.show();
         std::thread::park_timeout(Display::INTERVAL);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use connectors::files::{FilesSource, Share};
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::checkpoint::store::StoreError;
 use crate::peers::{self, Bridges, PeerError};
 use crate::plan::{ClusterPlan, Plan, SourcePlan};
+use crate::progress::Display;
 use crate::query::http::{self, Server};
 use crate::query::peek::{Asks, Order, Peeker, peeker};
 use crate::query::sql::Queries;
@@ -76,6 +77,7 @@ pub struct Running {
     /// Whether the sources of this process have been read to their end, and at which epoch.
     pub caught_up: watch::Receiver<Option<Epoch>>,
     process: Arc<Process>,
+    display: Arc<Mutex<Display>>,
 }
 
 impl Running {
@@ -84,14 +86,26 @@ impl Running {
         self.peeker.order(Order::Stop);
     }
 
-    /// What is shown to people.
-    pub fn show(&self, display: &mut crate::progress::Display) {
-        display.show(self.process.progress(), self.process.scoring());
+    /// Shows people how far the process is, if it is time.
+    pub fn show(&self) {
+        self.display()
+            .show(self.process.progress(), self.process.scoring());
     }
 
-    /// What is shown to people at the end.
-    pub fn finish(&self, display: &mut crate::progress::Display) {
-        display.finish(self.process.progress(), self.process.scoring());
+    /// Shows how far the process is, and leaves the line to what is printed next.
+    pub fn show_and_break(&self) {
+        self.display()
+            .show_and_break(self.process.progress(), self.process.scoring());
+    }
+
+    /// Shows how far the process is for the last time.
+    pub fn finish(&self) {
+        self.display()
+            .finish(self.process.progress(), self.process.scoring());
+    }
+
+    fn display(&self) -> MutexGuard<'_, Display> {
+        self.display.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,13 +157,16 @@ pub fn run(plan: Plan, beside: impl FnOnce(Running) + Send + 'static) -> Result<
         postgres,
         caught_up,
         process: Arc::clone(&process),
+        display: Arc::default(),
     };
+    let shown = running.clone();
     std::thread::spawn(move || beside(running));
     run_workers(&process, asks)?;
     if !process.sinks_are_behind() {
         runtime.block_on(end_sinks(following));
     }
     process.close_tables();
+    shown.finish();
     // A query may be under way, and is not waited for.
     threads.shutdown_background();
     Ok(())

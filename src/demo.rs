@@ -92,9 +92,12 @@ async fn show(running: &Running, dir: &Path, exit: bool) -> anyhow::Result<()> {
         thousands(count_files(&tweets)),
         tweets.display()
     );
-    let mut display = Display::default();
-    wait_until_counted(running, &mut display).await?;
-    running.finish(&mut display);
+    wait_until_counted(running).await?;
+    if exit {
+        running.finish();
+    } else {
+        running.show_and_break();
+    }
     for label in ["positive", "negative"] {
         let top = format!(
             "select mention, {label}, predicted_{label}, total from mention_sentiment \
@@ -111,7 +114,7 @@ async fn show(running: &Running, dir: &Path, exit: bool) -> anyhow::Result<()> {
     invite(running, &tweets);
     loop {
         tokio::time::sleep(Display::INTERVAL).await;
-        running.show(&mut display);
+        running.show();
     }
 }
 
@@ -132,10 +135,10 @@ fn count_files(folder: &Path) -> u64 {
         .map_or(0, |entries| entries.count() as u64)
 }
 
-async fn wait_until_counted(running: &Running, display: &mut Display) -> anyhow::Result<()> {
+async fn wait_until_counted(running: &Running) -> anyhow::Result<()> {
     let mut caught_up = running.caught_up.clone();
     loop {
-        running.show(display);
+        running.show();
         let read_to = *caught_up.borrow_and_update();
         if let Some(epoch) = read_to
             && running.peeker.pin(Vec::new()).await? >= epoch

@@ -107,6 +107,7 @@ pub fn thousands(number: u64) -> String {
 pub struct Display {
     terminal: bool,
     painted: bool,
+    finished: bool,
     next: Instant,
     read_before: u64,
     read_at: Instant,
@@ -120,6 +121,7 @@ impl Default for Display {
         Self {
             terminal,
             painted: false,
+            finished: false,
             next: now,
             read_before: 0,
             read_at: now,
@@ -134,7 +136,7 @@ impl Display {
     /// Shows where things stand, if it is time.
     pub fn show(&mut self, progress: &Progress, scoring: Option<PoolStatistics>) {
         let now = Instant::now();
-        if now < self.next {
+        if self.finished || now < self.next {
             return;
         }
         let read = progress.read();
@@ -157,14 +159,20 @@ impl Display {
         self.painted = self.terminal;
     }
 
-    /// Shows the last state, and leaves the line to what is printed next.
-    pub fn finish(&mut self, progress: &Progress, scoring: Option<PoolStatistics>) {
+    /// Shows where things stand, and leaves the line to what is printed next.
+    pub fn show_and_break(&mut self, progress: &Progress, scoring: Option<PoolStatistics>) {
         self.next = Instant::now();
         self.show(progress, scoring);
         if self.painted {
             eprintln!();
             self.painted = false;
         }
+    }
+
+    /// Shows the last state. Nothing is shown after it.
+    pub fn finish(&mut self, progress: &Progress, scoring: Option<PoolStatistics>) {
+        self.show_and_break(progress, scoring);
+        self.finished = true;
     }
 }
 

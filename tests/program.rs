@@ -45,6 +45,16 @@ fn tables_of_a_fresh_run(
 }
 
 #[test]
+fn the_last_line_of_a_run_sums_it_up() {
+    let site = Site::new(NO_MODEL);
+    generate(&site, 20);
+    let told = String::from_utf8(site.run(&["--until-idle"]).stderr).unwrap();
+    let last = told.lines().last().unwrap();
+    assert!(last.starts_with("read 20 ("), "{told}");
+    assert!(last.contains(" | bronze 20 | "), "{told}");
+}
+
+#[test]
 fn the_demo_scores_counts_and_ends() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
