@@ -1,4 +1,4 @@
-//! What a newcomer waits for: the build stays as small as it is, unless a limit is raised beside what makes it grow.
+//! Limits on the size of the build, which is the first thing that a new user waits for.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 use crate::failure::{Failure, OrCannot, Outcome};
 use crate::process::progress;
 
-/// Packages that the program is built of, those included that only build it.
+/// Packages in the build of the program, including those of build scripts and macros.
 const PACKAGES: usize = 533;
 
-/// Crates and build scripts that are compiled, and build scripts that are run.
+/// Crates and build scripts compiled, and build scripts run.
 const COMPILE_UNITS: usize = 685;
 
-/// Megabytes of the program, the model included.
+/// Size of the program, including its model, in millions of bytes.
 const PROGRAM_MB: usize = 100;
 
-/// The build of the demo; `cargo run --release -- demo` compiles the same.
+/// Arguments of a build that compiles the same as `cargo run --release -- demo`.
 pub(crate) const BUILD: [&str; 9] = [
     "build",
     "--release",
@@ -29,14 +29,14 @@ pub(crate) const BUILD: [&str; 9] = [
     "--locked",
 ];
 
-/// Counts what the demo is built of. All has been built before, so `build` has nothing to do but to tell.
+/// Fails if the build of the program has grown past a limit. Everything is compiled already, so `build` only reports.
 pub(crate) fn check(mut build: Command) -> Outcome {
     let output = build.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.or_cannot(|| "start cargo".to_owned())?;
     if !output.status.success() {
         return Err(Failure::new("the program could not be built"));
     }
-    let found = Build::told(&String::from_utf8_lossy(&output.stdout))?;
+    let found = Build::parse(&String::from_utf8_lossy(&output.stdout))?;
     let program = fs::metadata(&found.program);
     let bytes = program
         .or_cannot(|| format!("find {}", found.program))?
@@ -54,13 +54,13 @@ pub(crate) fn check(mut build: Command) -> Outcome {
     within("MB of program", megabytes, PROGRAM_MB)
 }
 
-/// A limit holds with a tenth to spare, so that it is not raised at every change.
+/// Allows a tenth above the limit, so that not every change has to raise it.
 fn within(what: &str, found: usize, limit: usize) -> Outcome {
     if found <= limit + limit / 10 {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{found} {what}, more than a tenth above the limit of {limit}; leave something out, or raise the limit in {}",
+        "{found} {what}, more than a tenth above the limit of {limit}; remove a dependency, or raise the limit in {}",
         file!()
     )))
 }
@@ -73,8 +73,8 @@ struct Build {
 }
 
 impl Build {
-    /// Reads cargo's messages, one in each line: of every crate that is there and of every script that has run.
-    fn told(messages: &str) -> Outcome<Self> {
+    /// Parses cargo's messages, one a line: one for every crate, fresh or not, and one for every build script that ran.
+    fn parse(messages: &str) -> Outcome<Self> {
         let mut packages = BTreeSet::new();
         let mut units = 0;
         let mut program = None;
@@ -90,13 +90,13 @@ impl Build {
             packages: packages.len(),
             units,
             program: program
-                .ok_or_else(|| Failure::new("cargo does not say where the program is"))?
+                .ok_or_else(|| Failure::new("cargo did not report where the program is"))?
                 .to_owned(),
         })
     }
 }
 
-/// The value of a field that is a text without escapes, as names and paths of crates are.
+/// Returns the value of a string field that has no escapes, as identifiers and paths of packages do not.
 fn text_of<'a>(message: &'a str, field: &str) -> Option<&'a str> {
     let (_, after) = message.split_once(&format!("\"{field}\":\""))?;
     after.split('"').next()
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crates_and_scripts_are_counted_and_the_last_program_is_taken() {
+    fn crates_and_scripts_are_counted() {
         let messages = [
             r#"{"reason":"compiler-artifact","package_id":"one@1","executable":null}"#,
             r#"{"reason":"compiler-message","package_id":"noise@1"}"#,
@@ -116,7 +116,7 @@ mod tests {
             r#"{"reason":"build-finished","success":true}"#,
         ];
         assert_eq!(
-            Build::told(&messages.join("\n")).unwrap(),
+            Build::parse(&messages.join("\n")).unwrap(),
             Build {
                 packages: 2,
                 units: 3,
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_passed_by_more_than_a_tenth_only() {
+    fn a_tenth_above_the_limit_is_allowed() {
         assert!(within("packages", 110, 100).is_ok());
         assert!(within("packages", 111, 100).is_err());
     }

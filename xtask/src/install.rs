@@ -15,11 +15,11 @@ const JAVA_MAJOR: u32 = 17;
 /// What is about to happen, which decides what must be there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Purpose {
-    /// What the services are made of is fetched.
+    /// Fetching the jars of the services.
     Jars,
     Services,
     Compilation,
-    /// The services, and what tests compare with.
+    /// The services, and the browser and readers that tests use.
     Tests,
 }
 

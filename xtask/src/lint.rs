@@ -1,16 +1,16 @@
-//! Clippy over the workspace's own crates, with the dependencies that the program and its tests are built of.
+//! Runs clippy over the workspace's crates, using the dependencies that were compiled for the program and its tests.
 //!
-//! `cargo clippy` checks instead of building, and the one does not use what the other has left: all dependencies would
-//! be read a second time, which takes longer than all the rest of the lints. So this is a build in which the compiler of
-//! the workspace's members is replaced:
+//! `cargo clippy` checks instead of building, and cargo does not reuse a build's output for a check: all dependencies
+//! would be compiled a second time, up to their metadata. So this is a build in which clippy replaces the compiler of
+//! the workspace's members:
 //!
 //! ```text
-//! cargo build --all-targets ─┬─> rustc                                            for a dependency: compiled as ever
-//!                            └─> xtask RUSTC ARGS ─> clippy-driver RUSTC ARGS'    for a member: looked at, no code made
+//! cargo build --all-targets ─┬─> rustc ARGS                                for a dependency: compiled as usual
+//!                            └─> xtask RUSTC ARGS ─> clippy-driver ARGS'   for a member: linted, no code generated
 //! ```
 //!
-//! The program is left alone: what another compiler makes of a member has another name, and as it makes no program there
-//! is none that cargo could put in place of the one that is there. For the same reason members are looked at each time.
+//! The program in the target folder stays as it is: cargo gives the output of another compiler another name, and the
+//! linter writes no program that cargo could copy over the real one. For the same reason members are linted every time.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -18,11 +18,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// Says to cargo which program compiles the workspace's members.
+/// The variable that names the compiler of the workspace's members for cargo.
 pub(crate) const WRAPPER: &str = "RUSTC_WORKSPACE_WRAPPER";
 
-/// The arguments of the build that lints: with features that the tests are without, since what they need at run
-/// time is not there.
+/// Arguments of the build that lints. All features are on, including those whose libraries the tests do not have.
 pub(crate) const BUILD: [&str; 6] = [
     "build",
     "--release",
@@ -32,18 +31,18 @@ pub(crate) const BUILD: [&str; 6] = [
     "--locked",
 ];
 
-/// Whether cargo calls this program in place of the compiler: its path is then the first argument.
+/// Returns whether cargo calls this program in place of the compiler, whose path is then the first argument.
 pub(crate) fn stands_in(first: Option<&OsString>) -> bool {
     env::var_os(WRAPPER).is_some()
         && first.is_some_and(|first| Path::new(first).file_stem() == Some(OsStr::new("rustc")))
 }
 
-/// Looks at one crate, as the compiler would be called for it. Returns only if that cannot be started.
+/// Lints one crate, given the arguments of the compiler. Returns only if the linter cannot be started.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     let Some((rustc, arguments)) = arguments.split_first() else {
         return ExitCode::FAILURE;
     };
-    let mut command = if is_looked_at(arguments) {
+    let mut command = if lints(arguments) {
         let mut command = Command::new(driver(Path::new(rustc)));
         command.arg(rustc);
         command.args(arguments.iter().map(|argument| without_code(argument)));
@@ -62,8 +61,8 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Whether this is about a crate to look at. Otherwise cargo asks for the compiler's settings, or will run what is made.
-fn is_looked_at(arguments: &[OsString]) -> bool {
+/// Returns whether the call compiles a crate to lint. Other calls ask for the compiler's settings or make a build script.
+fn lints(arguments: &[OsString]) -> bool {
     let has = |start: &str| {
         let starts = |argument: &OsString| argument.to_string_lossy().starts_with(start);
         arguments.iter().any(starts)
@@ -71,7 +70,7 @@ fn is_looked_at(arguments: &[OsString]) -> bool {
     has(EMIT) && !has("build_script_")
 }
 
-/// The toolchain's driver lies beside its compiler.
+/// Returns clippy's driver, which a toolchain keeps beside its compiler.
 fn driver(rustc: &Path) -> PathBuf {
     let beside = rustc.with_file_name("clippy-driver");
     if beside.is_file() {
@@ -83,7 +82,7 @@ fn driver(rustc: &Path) -> PathBuf {
 
 const EMIT: &str = "--emit=";
 
-/// Leaves out what makes code. A crate of the workspace has no code here, only metadata beside where it would be.
+/// Removes code generation from an argument, and replaces a member's library, which has no code, by its metadata.
 fn without_code(argument: &OsStr) -> OsString {
     let Some(text) = argument.to_str() else {
         return argument.to_owned();
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crate_is_looked_at_without_making_code() {
+    fn a_crate_lints_without_making_code() {
         let given = [
             "--emit=dep-info,metadata,link",
             "--test",
@@ -131,17 +130,17 @@ mod tests {
     }
 
     #[test]
-    fn what_cargo_runs_is_made() {
+    fn build_scripts_are_compiled() {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         let library = "--crate-name dataflows --emit=dep-info,metadata,link";
-        assert!(is_looked_at(&words(library)));
+        assert!(lints(&words(library)));
         let script = "--crate-name build_script_build --emit=dep-info,link";
-        assert!(!is_looked_at(&words(script)));
-        assert!(!is_looked_at(&words("-vV")));
+        assert!(!lints(&words(script)));
+        assert!(!lints(&words("-vV")));
     }
 
     #[test]
-    fn a_library_that_has_no_code_is_known_by_its_metadata() {
+    fn a_library_without_code_is_replaced_by_its_metadata() {
         let there = env::current_exe().unwrap();
         let folder = there.parent().unwrap().display();
         let absent = format!("assay={folder}/libabsent.rlib");

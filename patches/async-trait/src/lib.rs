@@ -1,14 +1,14 @@
-//! `#[async_trait]` as everyone knows it, expanded so that the compiler proves `Send` once a type and not once a method.
+//! A replacement for the published `async-trait` macro that makes the whole build compile faster.
 //!
-//! The published macro gives each borrowed argument a lifetime of its own and ties them together in a `where` clause. A
-//! method with such a clause is compiled under assumptions of its own, and what the compiler finds out about auto traits
-//! under assumptions is not kept: for each method that takes one of DataFusion's expressions it walks all of the SQL
-//! syntax tree again, which is three minutes of a build. Here all borrowed arguments share one lifetime, and a method
-//! that is not generic needs no clause. Callers notice nothing where borrows can be shortened, which the compiler does by
-//! itself; where they cannot, the build fails.
+//! The published macro gives each borrowed argument a lifetime of its own and ties them together in a `where` clause.
+//! rustc does not cache auto-trait results for functions with `where` clauses, so for each method that takes one of
+//! DataFusion's expressions it proves again that the whole SQL syntax tree is `Send`: three minutes of a cold build.
+//! This macro gives all borrowed arguments one lifetime, and a method that is not generic needs no `where` clause.
+//! Callers are unaffected as long as their borrows can be shortened, which the compiler does by itself; where they
+//! cannot, the build fails.
 //!
-//! Every crate of the build must expand a trait and its implementations alike, so this stands in place of the published
-//! crate (`[patch.crates-io]`). Remove it with DataFusion 56, whose own crates spell these methods out.
+//! A trait and its implementations must be expanded by the same macro, so this crate replaces the published one
+//! everywhere (`[patch.crates-io]`). Remove it with DataFusion 56, which writes its costly methods out by hand.
 //!
 //! ```text
 //! async fn scan(&self, state: &dyn Session, limit: Option<usize>) -> Result<Plan> { body }
@@ -27,7 +27,7 @@ use syn::{
     parse_quote,
 };
 
-/// The lifetime that all borrowed arguments share.
+/// The lifetime shared by all borrowed arguments.
 const SHARED: &str = "'async_trait";
 
 /// Makes the `async fn`s of a trait, or of an implementation of one, return boxed futures that are `Send`.
@@ -65,7 +65,7 @@ fn expand_trait(item: &mut ItemTrait) {
         if method.sig.asyncness.is_none() {
             continue;
         }
-        // The future of a default body holds `self`, so what it borrows must be fit to be sent.
+        // The future of a default body holds `self`, which must therefore be `Send`.
         if method.default.is_some() {
             let needs = method.sig.receiver().map_or_else(Vec::new, needs_of_self);
             for need in needs.into_iter().filter(|need| !already.contains(need)) {
@@ -100,7 +100,7 @@ fn name_of(bound: &TypeParamBound) -> Option<Ident> {
     }
 }
 
-/// What `Self` must be for a future to hold such a receiver.
+/// Returns the bounds on `Self` that make a future with such a receiver `Send`.
 fn needs_of_self(receiver: &Receiver) -> Vec<Ident> {
     let names: &[&str] = match &receiver.kind {
         ReceiverKind::Reference(_, _, None) => &["Sync"],
@@ -111,9 +111,9 @@ fn needs_of_self(receiver: &Receiver) -> Vec<Ident> {
     names.iter().map(marker).collect()
 }
 
-/// What the body must do before it begins.
+/// What comes before the body of a method.
 struct Prologue {
-    /// Moves each argument into the future as a whole, where it is dropped even if the body does not name it.
+    /// Moves each argument into the future as a whole, so that it is dropped there even if the body does not use it.
     moves: TokenStream,
     output: Type,
 }
@@ -123,7 +123,7 @@ impl Prologue {
         let Self { moves, output } = self;
         let typed = match output {
             Type::Never(_) => TokenStream::new(),
-            // Never runs: it says what the body returns before the body is checked, as a signature does.
+            // Never runs. It fixes the type of the future's output before the body is checked, as a signature would.
             output => quote! {
                 #[allow(clippy::all, unreachable_code)]
                 if false {
@@ -133,7 +133,7 @@ impl Prologue {
             },
         };
         *block = parse_quote!({
-            // In its own braces, which are of its own edition: the latter decides when temporaries are dropped.
+            // The block keeps its own braces: their edition decides when temporaries of the last expression are dropped.
             ::std::boxed::Box::pin(async move { #moves #typed #[allow(unused_braces)] #block })
         });
     }
@@ -177,7 +177,7 @@ fn expand_signature(signature: &mut Signature) -> Prologue {
     Prologue { moves, output }
 }
 
-/// Declares the lifetimes of a method, and that all it is generic over outlives its future.
+/// Declares the lifetimes of a method and requires its type parameters to outlive the future.
 fn bind_lifetimes(signature: &mut Signature, shared: &Lifetime, apart: Vec<Lifetime>) {
     let by_value = signature
         .receiver()
@@ -211,7 +211,7 @@ fn bind_lifetimes(signature: &mut Signature, shared: &Lifetime, apart: Vec<Lifet
     }
 }
 
-/// Gives an argument that is a pattern a name, and says how the body takes the argument.
+/// Replaces an argument's pattern by a name and returns the statement that binds the pattern in the body.
 fn moved(argument: &mut PatType, position: usize) -> TokenStream {
     let attributes = &argument.attrs;
     if let Pat::Ident(pattern) = argument.pat.as_mut()
@@ -224,14 +224,14 @@ fn moved(argument: &mut PatType, position: usize) -> TokenStream {
     }
     let name = format_ident!("__arg{position}");
     let pattern = std::mem::replace(argument.pat.as_mut(), parse_quote!(#name));
-    // A pattern alone would take only what it names.
+    // A pattern on its own would capture only the parts that it names.
     quote!(#(#attributes)* let #name = #name; let #pattern = #name;)
 }
 
-/// Names the lifetimes that the arguments of a method leave out.
+/// Names the elided lifetimes in the arguments of a method.
 struct Lifetimes {
     shared: Lifetime,
-    /// Those that cannot be shortened, since they lie behind something that can be written to or in a type of its own.
+    /// Lifetimes behind a mutable reference or inside a named type, which may be invariant and need a name of their own.
     apart: Vec<Lifetime>,
     mutable: bool,
 }
@@ -266,7 +266,7 @@ impl VisitMut for Lifetimes {
         }
     }
 
-    // The lifetimes that a function type leaves out are its own.
+    // Lifetimes elided in a function type belong to that type.
     fn visit_type_fn_ptr_mut(&mut self, _: &mut syn::TypeFnPtr) {}
 
     fn visit_parenthesized_generic_arguments_mut(
@@ -276,7 +276,7 @@ impl VisitMut for Lifetimes {
     }
 }
 
-/// Names the lifetimes that the answer leaves out: it borrows from what the method has borrowed.
+/// Names the elided lifetimes in the return type, which borrows from the arguments.
 struct OfOutput<'a>(&'a Lifetime);
 
 impl VisitMut for OfOutput<'_> {
