@@ -114,6 +114,7 @@ fn needs_of_self(receiver: &Receiver) -> Vec<Ident> {
 /// What comes before the body of a method.
 struct Prologue {
     /// Moves each argument into the future as a whole, so that it is dropped there even if the body does not use it.
+    /// Not `self`: one that is taken by value and not used is dropped at the call, which the published macro does later.
     moves: TokenStream,
     output: Type,
 }

@@ -1,4 +1,4 @@
-//! The replacement of `#[async_trait]` in `patches/async-trait` behaves as the published macro does.
+//! What the replacement of `#[async_trait]` in `patches/async-trait` has in common with the published macro.
 
 #![allow(
     clippy::unwrap_used,
